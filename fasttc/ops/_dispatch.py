@@ -29,7 +29,9 @@ def choose(impl: str, op: str, x: Tensor) -> Choice:
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "triton":
-        raise NotImplementedError(f"the Triton implementation of {op} is not built yet; use 'auto', 'torch' or 'reference'")
+        raise NotImplementedError(
+            f"the Triton implementation of {op} is not built yet; use 'auto', 'torch' or 'reference'"
+        )
     if impl != "auto":
         return Choice(impl, "named by the caller")
     return Choice("torch", f"the only optimised implementation of {op} on {x.device.type}")

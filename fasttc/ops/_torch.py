@@ -49,7 +49,11 @@ class _TopKEncode(torch.autograd.Function):
         dW = segment_sum(dz, indices, x, W_enc.shape[0]).to(W_enc.dtype) if needs_W else None
         db = None
         if needs_b:
-            db = dz.new_zeros(W_enc.shape[0]).index_add_(0, indices.reshape(-1), dz.reshape(-1)).to(ctx.bias_dtype)
+            db = (
+                dz.new_zeros(W_enc.shape[0])
+                .index_add_(0, indices.reshape(-1), dz.reshape(-1))
+                .to(ctx.bias_dtype)
+            )
         return dx, dW, db, None, None
 
 
@@ -76,9 +80,7 @@ def encode(x, W_enc, b_enc, *, k, theta, scope, relu, bandwidth) -> SparseActs:
     if theta is None and scope == "token" and x.shape[0] > 0:
         values, indices = _TopKEncode.apply(x, W_enc, b_enc, k, relu)  # type: ignore[misc]
         return SparseActs(values, indices, W_enc.shape[0], (x.shape[0],))
-    return reference.encode(
-        x, W_enc, b_enc, k=k, theta=theta, scope=scope, relu=relu, bandwidth=bandwidth
-    )
+    return reference.encode(x, W_enc, b_enc, k=k, theta=theta, scope=scope, relu=relu, bandwidth=bandwidth)
 
 
 def decode(acts: SparseActs, W_dec: Tensor, b_dec: Tensor | None, init: Tensor | None) -> Tensor:
@@ -99,7 +101,12 @@ def decode(acts: SparseActs, W_dec: Tensor, b_dec: Tensor | None, init: Tensor |
 
 
 def edges(
-    G: Tensor, W_dec: Tensor, features: Tensor, positions: Tensor, activations: Tensor, target_positions: Tensor | None
+    G: Tensor,
+    W_dec: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    activations: Tensor,
+    target_positions: Tensor | None,
 ) -> Tensor:
     """Token-grouped GEMMs: the decoder rows of one token at a time, never [B, n, D]."""
     dtype = compute_dtype(G)

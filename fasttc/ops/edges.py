@@ -39,14 +39,18 @@ def edges(
         raise ValueError(f"G: expected a tensor [B, T, D], got {getattr(G, 'shape', type(G).__name__)}")
     check_matrix("W_dec", W_dec)
     if W_dec.shape[1] != G.shape[2]:
-        raise ValueError(f"W_dec: expected [F, {G.shape[2]}] to match G {list(G.shape)}, got {list(W_dec.shape)}")
+        raise ValueError(
+            f"W_dec: expected [F, {G.shape[2]}] to match G {list(G.shape)}, got {list(W_dec.shape)}"
+        )
     for name, tensor in (("features", features), ("positions", positions), ("activations", activations)):
         check_vector(name, tensor, features.shape[0])
     for name, tensor, below in (("features", features, W_dec.shape[0]), ("positions", positions, G.shape[1])):
         if tensor.is_floating_point():
             raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
         if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
-            raise ValueError(f"{name}: expected values in [0, {below}), got {int(tensor.min())}..{int(tensor.max())}")
+            raise ValueError(
+                f"{name}: expected values in [0, {below}), got {int(tensor.min())}..{int(tensor.max())}"
+            )
     if target_positions is not None:
         check_vector("target_positions", target_positions, G.shape[0])
     check_same_device(G=G, W_dec=W_dec, features=features, positions=positions, activations=activations)

@@ -1,0 +1,141 @@
+"""Transcoder sets on disk: one folder, ``fasttc.json`` and a safetensors file per layer, written whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fasttc._files import atomic_folder, read_json, write_json
+from fasttc.nn.site import Site
+from fasttc.nn.transcoder import Transcoder, TranscoderConfig
+
+CONFIG_NAME = "fasttc.json"
+SCHEMA_VERSION = 1
+
+Loader = Callable[[], Transcoder]
+"""Builds one layer's transcoder when it is first needed."""
+
+ReadSet = Callable[[Path], tuple[list[Loader], list[Site], dict[str, Any]]]
+"""Reads a folder as layer loaders (each taking no argument and returning CPU weights), sites and metadata."""
+
+_readers: dict[str, tuple[Callable[[Path], bool], ReadSet]] = {}
+
+
+def register_reader(name: str, recognises: Callable[[Path], bool], read: ReadSet) -> None:
+    """Adds a foreign checkpoint format. ``fasttc.formats`` registers every format it knows when imported."""
+    _readers[name] = (recognises, read)
+
+
+def known_formats() -> list[str]:
+    return ["fasttc", *_readers]
+
+
+def sniff(path: Path) -> str | None:
+    """Name of the format of the folder ``path``, or None."""
+    if (path / CONFIG_NAME).is_file():
+        return "fasttc"
+    return next((name for name, (recognises, _) in _readers.items() if recognises(path)), None)
+
+
+def layer_file(layer: int) -> str:
+    return f"layer_{layer}.safetensors"
+
+
+def write_set(
+    path: str | Path, transcoders: list[Transcoder], sites: list[Site], metadata: dict[str, Any]
+) -> None:
+    """Writes the native format. An existing folder is replaced only once the new one is complete."""
+    with atomic_folder(path) as folder:
+        layers = []
+        for transcoder, site in zip(transcoders, sites, strict=True):
+            name = layer_file(site.layer)
+            tensors = {
+                key: value.detach().contiguous().cpu() for key, value in transcoder.state_dict().items()
+            }
+            save_file(tensors, folder / name)
+            layers.append({"file": name, "site": site.to_dict(), "config": transcoder.config.to_dict()})
+        write_json(
+            folder / CONFIG_NAME,
+            {
+                "format": "fasttc-transcoders",
+                "schema_version": SCHEMA_VERSION,
+                "metadata": metadata,
+                "layers": layers,
+            },
+        )
+
+
+def read_native(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
+    """Reads the header of a native folder; weights are read by the returned loaders."""
+    content = read_json(path / CONFIG_NAME)
+    if not isinstance(content, dict) or content.get("format") != "fasttc-transcoders":
+        raise ValueError(f"expected a fasttc transcoder set, {path / CONFIG_NAME} describes something else")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: expected schema version {SCHEMA_VERSION}, got {version!r}; update fasttc to read it"
+        )
+    loaders, sites = [], []
+    for entry in content.get("layers", []):
+        config, file = TranscoderConfig.from_dict(entry["config"]), path / entry["file"]
+        loaders.append(lambda config=config, file=file: read_layer(file, config))
+        sites.append(Site.from_dict(entry["site"]))
+    return loaders, sites, content.get("metadata", {})
+
+
+def read_set(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
+    """Reads a folder in any known format.
+
+    Raises:
+        ValueError: not a folder, or a folder of no known format.
+    """
+    if not path.is_dir():
+        raise ValueError(f"transcoders: expected a folder, {path} does not exist or is a file")
+    name = sniff(path)
+    if name is None:
+        raise ValueError(f"transcoders: {path} is in no known format; known: {', '.join(known_formats())}")
+    return read_native(path) if name == "fasttc" else _readers[name][1](path)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; a missing or damaged file is a ``ValueError`` that names it."""
+    try:
+        with safe_open(file, framework="pt") as source:
+            return {key: source.get_tensor(key) for key in source.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"expected a safetensors file, cannot read {file}: {error}") from error
+
+
+def read_layer(file: Path, config: TranscoderConfig) -> Transcoder:
+    """One transcoder of a native folder, in the dtype it was saved in."""
+    return build(config, read_tensors(file), str(file))
+
+
+def build(config: TranscoderConfig, tensors: dict[str, Tensor], source: str) -> Transcoder:
+    """A transcoder from canonical tensors, each checked: none missing, none extra, shapes right, no NaN.
+
+    Raises:
+        ValueError: with ``source``, the tensor and what was expected.
+    """
+    dtype = tensors["W_enc"].dtype if "W_enc" in tensors else None
+    with torch.device("meta"):
+        transcoder = Transcoder(**config.to_dict(), dtype=dtype)
+    expected = transcoder.state_dict()
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or extra:
+        raise ValueError(f"{source}: missing tensors {sorted(missing)}, unexpected tensors {sorted(extra)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{source}: {name} expected shape {list(expected[name].shape)}, got {list(tensor.shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} expected a float tensor, got {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{source}: {name} expected finite numbers, it holds NaN or infinity")
+    transcoder.load_state_dict(tensors, assign=True)
+    return transcoder
