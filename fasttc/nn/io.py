@@ -1,4 +1,4 @@
-"""Transcoder sets on disk: one folder, ``fasttc.json`` and a safetensors file per layer, written whole or not at all."""
+"""Transcoder sets on disk: a folder with ``fasttc.json`` and a safetensors file per layer, whole or absent."""
 
 from collections.abc import Callable
 from pathlib import Path

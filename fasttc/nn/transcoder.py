@@ -231,4 +231,5 @@ class Transcoder(nn.Module):
     def extra_repr(self) -> str:
         cfg = self.config
         sparsity = f", k={cfg.k}" if cfg.k else ""
-        return f"{cfg.d_in} -> {cfg.n_features} -> {cfg.d_out}, {cfg.activation}{sparsity}{', skip' if cfg.skip else ''}"
+        skip = ", skip" if cfg.skip else ""
+        return f"{cfg.d_in} -> {cfg.n_features} -> {cfg.d_out}, {cfg.activation}{sparsity}{skip}"

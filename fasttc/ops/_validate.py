@@ -34,7 +34,7 @@ def check_last_dim(name: str, tensor: Tensor, size: int) -> None:
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    devices = {name: str(t.device) for name, t in tensors.items() if isinstance(t, Tensor)}
+    devices = {name: str(tensor.device) for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"expected all tensors on one device, got {got}")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ class SparseActs:
         csr = self.to_csr()
         assert csr.row_ptr is not None, "to_csr returns CSR"
         bounds = csr.row_ptr.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             yield csr.indices[start:stop], csr.values[start:stop]
 
     def __len__(self) -> int:
