@@ -1,0 +1,176 @@
+"""What every verb shares: its common options, the echo of its settings, and its two ways of printing a result."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass
+class Run:
+    """One call of a verb.
+
+    Attributes:
+        verb: its name.
+        settings: every option as resolved, echoed at the start and kept in the JSON result.
+        as_json: whether stdout carries one JSON object and nothing else.
+        seed, device, dtype: the common options; ``dtype`` is a torch dtype.
+    """
+
+    verb: str
+    settings: dict[str, Any]
+    as_json: bool
+    seed: int
+    device: str
+    dtype: Any
+    started: float = field(default_factory=time.perf_counter)
+
+    def say(self, text: str) -> None:
+        """A line for people: stdout, or stderr when stdout carries JSON."""
+        click.echo(text, err=self.as_json)
+
+    def finish(self, result: dict[str, Any], text: str) -> None:
+        """Prints the result: JSON with the settings and the seconds, or the text."""
+        if self.as_json:
+            seconds = round(time.perf_counter() - self.started, 3)
+            whole = {"verb": self.verb, "settings": self.settings, "seconds": seconds, **result}
+            click.echo(json.dumps(whole, indent=2, default=str))
+        else:
+            click.echo(text)
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the common options and hands the function a :class:`Run` as its first argument."""
+
+    @click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
+    @click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.",
+    )
+    @click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="float32",
+        show_default=True,
+        help="Of weights and sums.",
+    )
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, everything else on stderr."
+    )
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(function)
+    def call(seed: int, device: str, dtype: str, as_json: bool, debug: bool, **options: Any) -> None:
+        import torch
+
+        context = click.get_current_context()
+        name = context.command_path.removeprefix("fasttc ")
+        torch.manual_seed(seed)
+        resolved = _device(device)
+        settings = {
+            **{key: _plain(value) for key, value in options.items()},
+            "seed": seed,
+            "device": resolved,
+            "dtype": dtype,
+        }
+        run = Run(name, settings, as_json, seed, resolved, getattr(torch, dtype))
+        shown = " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+        click.echo(f"fasttc {name}: {shown}", err=True)
+        _quiet_transformers()
+        function(run, **options)
+
+    return call
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: {name} asked for, but no CUDA device was found")
+    return name
+
+
+def _quiet_transformers() -> None:
+    """Advice of other libraries stays out of our output; their errors still raise."""
+    import logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def parse_ids(text: str | None, option: str) -> list[int] | None:
+    """``"2,17,9"`` as a list of token ids.
+
+    Raises:
+        ValueError: something else than integers ≥ 0 separated by commas.
+    """
+    if text is None:
+        return None
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"{option}: expected token ids separated by commas (2,17,9), got {text!r}"
+        ) from error
+    if min(ids) < 0:
+        raise ValueError(f"{option}: expected token ids >= 0, got {text!r}")
+    return ids
+
+
+def load_model(run: Run, reference: str) -> tuple[Any, Any]:
+    """The model in evaluation mode on the run's device and dtype, and its tokenizer or None."""
+    from fasttc import models
+
+    return models.load(reference, dtype=run.dtype, device=run.device)
+
+
+def load_transcoders(run: Run, reference: str) -> Any:
+    """A transcoder set in any known format, on the run's device and dtype."""
+    from fasttc.formats import TranscoderSet
+
+    return TranscoderSet.from_pretrained(reference, device=run.device, dtype=run.dtype)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as aligned text; numbers with four significant figures, right-aligned."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
+    numeric = [all(not isinstance(row.get(column), str) for row in rows) for column in columns]
+    lines = [columns, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
