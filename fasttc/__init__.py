@@ -23,7 +23,7 @@ _HOME = {  # public name -> module that defines it
     "capture": "fasttc.models",
 }
 _SUBPACKAGES = (
-    "analysis", "attribution", "evaluation", "formats", "graph", "models", "nn", "ops", "report", "testing",
+    "attribution", "evaluation", "formats", "graph", "models", "nn", "ops", "testing",
     "training", "worlds",
 )  # fmt: skip
 
