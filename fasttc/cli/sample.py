@@ -60,7 +60,7 @@ def command(
     )
     records: list[dict[str, object]]
     if tokenizer is None:
-        records = [{"ids": row} for row in ids]
+        records = [{"input_ids": row} for row in ids]
     else:
         records = [{"text": tokenizer.decode(row, skip_special_tokens=True)} for row in ids]
     total = sum(len(row) for row in ids)
