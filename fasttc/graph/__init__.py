@@ -1,0 +1,27 @@
+"""Attribution graphs: what they hold, what carries influence in them, what can be left out, and files of them.
+
+Knows nothing of models or of how a graph was made; needs no GPU and no dense matrix.
+"""
+
+from fasttc.graph.export import graph_json, node_ids, write_graph_json
+from fasttc.graph.graph import ERROR, FEATURE, KINDS, LOGIT, TOKEN, Graph, load_graph
+from fasttc.graph.influence import ScoreBounds, Scores
+from fasttc.graph.prune import prune
+from fasttc.graph.pruned import PrunedGraph
+
+__all__ = [
+    "ERROR",
+    "FEATURE",
+    "KINDS",
+    "LOGIT",
+    "TOKEN",
+    "Graph",
+    "PrunedGraph",
+    "ScoreBounds",
+    "Scores",
+    "graph_json",
+    "load_graph",
+    "node_ids",
+    "prune",
+    "write_graph_json",
+]
