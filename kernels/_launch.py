@@ -183,7 +183,15 @@ def next_power_of_two(n: int) -> int:
 
 def dot_precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: exactly, unless the user allowed TF32 through PyTorch."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    allowed = torch.version.hip is None and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors (compute units) of a device; a few for the interpreter, so that programs share work there."""
+    if device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)
