@@ -302,7 +302,8 @@ def _segment(
     if feature < 0:
         return
     if ADD:
-        if tl.load(ptr_ptr + feature) == tl.load(ptr_ptr + feature + 1):
+        unused = tl.load(ptr_ptr + feature) == tl.load(ptr_ptr + feature + 1)
+        if unused:
             return
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     dec, enc, bias, theta, count = feature_sums(

@@ -1,20 +1,20 @@
 """Triton decode, its gradients and the per-feature sums, as ``torch.library`` ops: traceable, differentiable.
 
-Three ops close under differentiation, so every derivative of any order is one of the three again::
+Three ops close under differentiation, so a derivative of any order is made of the three again::
 
-    decode_rows   y[n]      = sum_j values[n, j] table[indices[n, j]]      d values = sddmm,        d table = segment_rows
-    sddmm         out[n, j] = <left[n], table[indices[n, j]]>              d left   = decode_rows,  d table = segment_rows
-    segment_rows  out[f]    = sum over indices[n, j] = f of values[n, j] rows[n]
-                                                                           d values = sddmm,        d rows  = decode_rows
+    decode_rows   y[n]      = sum_j values[n, j] table[indices[n, j]]        d values: sddmm, d table: segment_rows
+    sddmm         out[n, j] = <left[n], table[indices[n, j]]>           d left: decode_rows, d table: segment_rows
+    segment_rows  out[f]    = sum of values[n, j] rows[n] where indices[n, j] = f
+                                                                         d values: sddmm, d rows: decode_rows
 
 Entries come padded (``values`` and ``indices`` [N, K], ``row_ptr`` None) or as CSR ([entries], ``row_ptr`` [N + 1]).
-Everything is summed in float32 in a fixed order: bitwise equal from run to run. Backward passes write to nothing they
-are given, so one graph can be walked any number of times.
+Everything is summed in float32 in a fixed order: bitwise equal from run to run. Backward passes write to nothing
+that they are given, so one graph can be walked any number of times.
 """
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import custom_op, register_autograd, register_fake
 
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,7 +61,7 @@ def decode_rows(
     return out
 
 
-@decode_rows.register_fake
+@register_fake("fasttc::decode_rows")
 def _(values, indices, row_ptr, table, bias=None, init=None):
     return table.new_empty(_n_rows(values, row_ptr), table.shape[1], dtype=torch.float32)
 
@@ -88,7 +88,7 @@ def _decode_grads(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
     return d_values, None, None, d_table, d_bias, d_init
 
 
-decode_rows.register_autograd(_decode_grads, setup_context=_keep_decode)
+register_autograd("fasttc::decode_rows", _decode_grads, setup_context=_keep_decode)
 
 
 @custom_op("fasttc::decode_residual", mutates_args=())
@@ -119,7 +119,7 @@ def decode_residual(
     return error, squares
 
 
-@decode_residual.register_fake
+@register_fake("fasttc::decode_residual")
 def _(values, indices, row_ptr, table, bias, init, target):
     n = _n_rows(values, row_ptr)
     return table.new_empty(n, table.shape[1], dtype=torch.float32), table.new_empty(n, dtype=torch.float32)
@@ -136,7 +136,7 @@ def _residual_grads(ctx, d_error: Tensor, d_squares: Tensor) -> tuple[Tensor | N
     return *_decode_grads(ctx, dy), -dy.to(ctx.of_target) if ctx.needs_input_grad[6] else None
 
 
-decode_residual.register_autograd(_residual_grads, setup_context=_keep_residual)
+register_autograd("fasttc::decode_residual", _residual_grads, setup_context=_keep_residual)
 
 
 # --- products at the entries -----------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def sddmm(left: Tensor, table: Tensor, indices: Tensor, row_ptr: Tensor | None) 
     return launch_sddmm(_rows(left), _rows(table), indices.contiguous(), row_ptr)
 
 
-@sddmm.register_fake
+@register_fake("fasttc::sddmm")
 def _(left, table, indices, row_ptr):
     return indices.new_empty(indices.shape, dtype=torch.float32)
 
@@ -167,7 +167,7 @@ def _sddmm_grads(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return d_left, d_table, None, None
 
 
-sddmm.register_autograd(_sddmm_grads, setup_context=_keep_sddmm)
+register_autograd("fasttc::sddmm", _sddmm_grads, setup_context=_keep_sddmm)
 
 
 # --- sums per feature ------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def segment_rows(
     return sums.dec
 
 
-@segment_rows.register_fake
+@register_fake("fasttc::segment_rows")
 def _(values, indices, row_ptr, rows, n_features, dtype=torch.float32):
     return rows.new_empty(n_features, rows.shape[1], dtype=dtype)
 
@@ -208,7 +208,7 @@ def _segment_grads(ctx, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return d_values, None, None, d_rows, None, None
 
 
-segment_rows.register_autograd(_segment_grads, setup_context=_keep_segment)
+register_autograd("fasttc::segment_rows", _segment_grads, setup_context=_keep_segment)
 
 
 @custom_op("fasttc::segment_encoder", mutates_args=())
@@ -233,11 +233,12 @@ def segment_encoder(
         grads=grads.contiguous(), right=_rows(x), thetas=None if thetas is None else thetas.contiguous()
     )
     sums = launch_segment(order, terms, enc_dtype=dtype)
-    assert sums.enc is not None and sums.bias is not None, "launch_segment sums what it is given"
+    assert sums.enc is not None, "launch_segment sums what it is given"
+    assert sums.bias is not None, "and the gradients themselves"
     return sums.enc, sums.bias, sums.bias.new_empty(0) if sums.theta is None else sums.theta
 
 
-@segment_encoder.register_fake
+@register_fake("fasttc::segment_encoder")
 def _(grads, indices, row_ptr, x, n_features, thetas=None, dtype=torch.float32):
     vector = x.new_empty(n_features, dtype=torch.float32)
     theta = x.new_empty(0 if thetas is None else n_features, dtype=torch.float32)
