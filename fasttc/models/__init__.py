@@ -7,8 +7,36 @@ from fasttc.models.anatomy import Anatomy as Anatomy
 from fasttc.models.anatomy import LayerAnatomy as LayerAnatomy
 from fasttc.models.anatomy import anatomy as anatomy
 from fasttc.models.anatomy import unwrap as unwrap
+from fasttc.models.capture import Capture as Capture
+from fasttc.models.capture import capture as capture
 from fasttc.models.families import FAMILIES as FAMILIES
+from fasttc.models.freeze import ffn_parameters as ffn_parameters
+from fasttc.models.load import load as load
 from fasttc.models.norms import normalized as normalized
 from fasttc.models.precision import float64_exact as float64_exact
+from fasttc.models.replace import ablated as ablated
+from fasttc.models.replace import overridden as overridden
+from fasttc.models.replace import replaced as replaced
+from fasttc.models.sites import bind_sites as bind_sites
+from fasttc.models.sites import check_match as check_match
+from fasttc.models.sites import default_sites as default_sites
 
-__all__ = ["FAMILIES", "Anatomy", "LayerAnatomy", "anatomy", "float64_exact", "normalized", "unwrap"]
+__all__ = [
+    "FAMILIES",
+    "Anatomy",
+    "Capture",
+    "LayerAnatomy",
+    "ablated",
+    "anatomy",
+    "bind_sites",
+    "capture",
+    "check_match",
+    "default_sites",
+    "ffn_parameters",
+    "float64_exact",
+    "load",
+    "normalized",
+    "overridden",
+    "replaced",
+    "unwrap",
+]

@@ -28,6 +28,8 @@ class _Float32MeansFloat64(TorchFunctionMode):
     """Every request for float32 (a cast, a result dtype, a new tensor) is answered with float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _ACTIVE.get():
+            return func(*args, **(kwargs or {}))
         if func is Tensor.float:
             func = Tensor.double
         args = tuple(_widened(value) for value in args)
@@ -50,6 +52,22 @@ def _float32_means_float64() -> Iterator[None]:
     try:
         with _Float32MeansFloat64():
             yield
+    finally:
+        torch.set_default_dtype(previous)
+        _ACTIVE.reset(token)
+
+
+@contextmanager
+def ordinary_precision() -> Iterator[None]:
+    """Inside a model that is in :func:`float64_exact`: float32 means float32 again, for code that is not its own."""
+    if not _ACTIVE.get():
+        yield
+        return
+    token = _ACTIVE.set(False)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
     finally:
         torch.set_default_dtype(previous)
         _ACTIVE.reset(token)
