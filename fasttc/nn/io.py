@@ -34,11 +34,20 @@ def known_formats() -> list[str]:
     return ["fasttc", *_readers]
 
 
-def sniff(path: Path) -> str | None:
-    """Name of the format of the folder ``path``, or None."""
+def format_of(path: Path) -> str:
+    """Name of the format of the folder ``path``.
+
+    Raises:
+        ValueError: not a folder, or a folder of no known format.
+    """
+    if not path.is_dir():
+        raise ValueError(f"transcoders: expected a folder, {path} does not exist or is a file")
     if (path / CONFIG_NAME).is_file():
         return "fasttc"
-    return next((name for name, (recognises, _) in _readers.items() if recognises(path)), None)
+    name = next((name for name, (recognises, _) in _readers.items() if recognises(path)), None)
+    if name is None:
+        raise ValueError(f"transcoders: {path} is in no known format; known: {', '.join(known_formats())}")
+    return name
 
 
 def layer_file(layer: int) -> str:
@@ -80,7 +89,11 @@ def read_native(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
             f"{path}: expected schema version {SCHEMA_VERSION}, got {version!r}; update fasttc to read it"
         )
     loaders, sites = [], []
-    for entry in content.get("layers", []):
+    for number, entry in enumerate(content.get("layers", [])):
+        if not isinstance(entry, dict) or not entry.keys() >= {"file", "site", "config"}:
+            raise ValueError(
+                f"{path / CONFIG_NAME}: layer {number}: expected file, site and config, got {entry}"
+            )
         config, file = TranscoderConfig.from_dict(entry["config"]), path / entry["file"]
         loaders.append(lambda config=config, file=file: read_layer(file, config))
         sites.append(Site.from_dict(entry["site"]))
@@ -93,11 +106,7 @@ def read_set(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
     Raises:
         ValueError: not a folder, or a folder of no known format.
     """
-    if not path.is_dir():
-        raise ValueError(f"transcoders: expected a folder, {path} does not exist or is a file")
-    name = sniff(path)
-    if name is None:
-        raise ValueError(f"transcoders: {path} is in no known format; known: {', '.join(known_formats())}")
+    name = format_of(path)
     return read_native(path) if name == "fasttc" else _readers[name][1](path)
 
 
@@ -121,21 +130,29 @@ def build(config: TranscoderConfig, tensors: dict[str, Tensor], source: str) -> 
     Raises:
         ValueError: with ``source``, the tensor and what was expected.
     """
-    dtype = tensors["W_enc"].dtype if "W_enc" in tensors else None
-    with torch.device("meta"):
-        transcoder = Transcoder(**config.to_dict(), dtype=dtype)
-    expected = transcoder.state_dict()
-    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or extra:
-        raise ValueError(f"{source}: missing tensors {sorted(missing)}, unexpected tensors {sorted(extra)}")
+    check_shapes(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source)
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{source}: {name} expected shape {list(expected[name].shape)}, got {list(tensor.shape)}"
-            )
         if not tensor.is_floating_point():
             raise ValueError(f"{source}: {name} expected a float tensor, got {tensor.dtype}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{source}: {name} expected finite numbers, it holds NaN or infinity")
+    transcoder = _skeleton(config, tensors["W_enc"].dtype)
     transcoder.load_state_dict(tensors, assign=True)
     return transcoder
+
+
+def check_shapes(config: TranscoderConfig, shapes: dict[str, tuple[int, ...]], source: str) -> None:
+    """Fails with a ``ValueError`` unless ``shapes`` are those of a transcoder's canonical tensors, by name."""
+    expected = {name: tuple(tensor.shape) for name, tensor in _skeleton(config).state_dict().items()}
+    missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
+    if missing or extra:
+        raise ValueError(f"{source}: missing tensors {sorted(missing)}, unexpected tensors {sorted(extra)}")
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            raise ValueError(f"{source}: {name} expected shape {list(expected[name])}, got {list(shape)}")
+
+
+def _skeleton(config: TranscoderConfig, dtype: torch.dtype | None = None) -> Transcoder:
+    """A transcoder without storage."""
+    with torch.device("meta"):
+        return Transcoder(**config.to_dict(), dtype=dtype)
