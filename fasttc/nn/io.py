@@ -137,7 +137,9 @@ def build(config: TranscoderConfig, tensors: dict[str, Tensor], source: str) -> 
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{source}: {name} expected finite numbers, it holds NaN or infinity")
     transcoder = _skeleton(config, tensors["W_enc"].dtype)
-    transcoder.load_state_dict(tensors, assign=True)
+    # Memory of its own: aligned as PyTorch aligns it, since products may round differently where it is not, and
+    # independent of the file.
+    transcoder.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return transcoder
 
 
