@@ -1,4 +1,7 @@
-"""Graphs on disk: one safetensors file whose metadata holds a format name, a schema version and a JSON header."""
+"""Graphs on disk: one safetensors file whose metadata holds a JSON header with a schema version.
+
+The header is the only metadata entry: safetensors writes several in random order, and equal graphs are equal files here.
+"""
 
 import json
 from pathlib import Path
@@ -38,10 +41,9 @@ def described(header: dict[str, Any]) -> dict[str, Any]:
 def write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Writes the file under a temporary name and renames it when it is whole."""
     try:
-        text = json.dumps(header, allow_nan=False)
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **header}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata: expected what JSON can hold, got {error}") from error
-    about = {"format": FORMAT, "schema_version": str(SCHEMA_VERSION), "header": text}
     # safetensors refuses tensors that share memory, and views of one larger tensor do.
     own = {
         name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -49,7 +51,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) 
     }
     with atomic_file(path) as temporary:
         try:
-            save_file(own, temporary, metadata=about)
+            save_file(own, temporary, metadata={FORMAT: text})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 
@@ -66,9 +68,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path}: expected a graph file (safetensors), got something else: {error}"
         ) from error
-    if about.get("format") != FORMAT:
+    if FORMAT not in about:
         raise ValueError(f"{path}: expected a graph file, got a safetensors file of another kind")
-    header = _header(path, about)
+    header = _header(path, about[FORMAT])
     missing = [name for name in GRAPH_TENSORS if name not in tensors]
     if isinstance(header.get("pruned"), dict):
         missing += [name for name in PRUNED_TENSORS if name not in tensors]
@@ -77,20 +79,19 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def _header(path: str | Path, about: dict[str, str]) -> dict[str, Any]:
+def _header(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        version = int(about.get("schema_version", ""))
-    except ValueError:
-        raise ValueError(f"{path}: broken graph file: expected a schema version, got none") from None
+        header = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: broken graph file: expected a JSON header, got {error}") from None
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: broken graph file: expected a schema version, got none")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path}: written with graph schema {version}, this fasttc reads up to {SCHEMA_VERSION}: update fasttc"
         )
-    try:
-        header = json.loads(about.get("header", ""))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken graph file: expected a JSON header, got {error}") from None
-    missing = [name for name in _HEADER if not isinstance(header, dict) or name not in header]
+    missing = [name for name in _HEADER if name not in header]
     if missing:
         raise ValueError(f"{path}: broken graph file: missing in the header: {', '.join(missing)}")
     return header

@@ -21,6 +21,8 @@ def share_threshold(scores: Array, share: float, unlisted: float = 0.0) -> float
     """
     if not scores.size or scores.max() <= 0:
         return 0.0
+    if share <= 0:
+        return float(scores.max())
     if share >= 1:
         return float(scores[scores > 0].min())
     if scores.size <= _SORT_BELOW:

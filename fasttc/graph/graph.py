@@ -204,7 +204,7 @@ class Graph:
     # What can be asked
 
     def dense(self) -> Tensor:
-        """Adjacency ``[nodes, nodes]`` in the edges' dtype, rows = targets. Needs nodes^2 memory, as nothing else here."""
+        """Adjacency ``[nodes, nodes]`` in the edges' dtype, rows = targets. Needs nodes^2 memory."""
         dense = torch.zeros(self.n_nodes, self.n_nodes, dtype=self.values.dtype)
         rows = torch.repeat_interleave(torch.arange(self.n_nodes), self.row_ptr.diff())
         dense[rows, self.columns.long()] = self.values
