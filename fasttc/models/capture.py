@@ -48,7 +48,8 @@ def capture(
     Args:
         model: a model of a supported family.
         sites: where to read; bound here, so unbound ones will do. Any subset of the layers.
-        detach: cuts the tensors from the graph. They share memory with the model's own.
+        detach: cuts the tensors from the graph. They share memory with the model's own. With False, a "normalized"
+            ``x`` depends on the residual, but, computed beside the model's norm, nothing depends on it.
         on_layer: ``on_layer(index, x, y)`` is called as soon as a layer's MLP has run, and nothing is kept, so that
             no more than one layer's tensors live at a time. The index counts ``sites``.
 

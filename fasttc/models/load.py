@@ -132,12 +132,18 @@ def _quiet(wanted: bool) -> Iterator[None]:
 
 def _tokenizer(ref: str | Path, where: str, options: dict[str, Any]) -> Any:
     import transformers
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     local = Path(where).is_dir()
     if local and not any((Path(where) / name).is_file() for name in _TOKENIZER_FILES):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        # Where a checkpoint names no class of its own, AutoTokenizer of transformers 5 may take that of the model's
+        # family and build another tokenizer from the same file (Qwen2: unknown words vanish).
+        named = get_tokenizer_config(where, trust_remote_code=False, **options).get("tokenizer_class")
+        generic = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        loader: Any = transformers.PreTrainedTokenizerFast if generic else transformers.AutoTokenizer
+        return loader.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if not local:
             return None
