@@ -1,6 +1,7 @@
 """Graphs on disk: one safetensors file whose metadata holds a JSON header with a schema version.
 
-The header is the only metadata entry: safetensors writes several in random order, and equal graphs are equal files here.
+The header is the only metadata entry: safetensors writes several in random order, and equal graphs shall be equal
+files.
 """
 
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from fasttc._files import atomic_file
@@ -44,14 +45,11 @@ def write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) 
         text = json.dumps({"schema_version": SCHEMA_VERSION, **header}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata: expected what JSON can hold, got {error}") from error
-    # safetensors refuses tensors that share memory, and views of one larger tensor do.
-    own = {
-        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-        for name, tensor in tensors.items()
-    }
+    # Through numpy: the torch side of safetensors refuses tensors that share memory.
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
         try:
-            save_file(own, temporary, metadata={FORMAT: text})
+            save_file(arrays, temporary, metadata={FORMAT: text})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 

@@ -224,6 +224,15 @@ def test_unstored_tails_leave_the_masks_alone(oracle):
     assert torch.equal(pruned.dense_mask(), oracle.pruned["edge_mask"])
 
 
+def test_unstored_edges_count_in_the_share(by_hand):
+    remainder = torch.zeros(9, dtype=torch.float64)
+    remainder[0] = 4.0  # half of what enters a
+    # Edge scores: b -> logit 0.375, a -> b 0.25, token 1 -> a 0.140625, a -> logit and token 1 -> b 0.125, token 0 -> a
+    # 0.046875, not stored 0.1875. Of 1.25 in all, 65 % is 0.8125; of the stored 1.0625 it would end at 0.140625.
+    kept = _edges(by_hand(remainder=remainder).prune(0.8, 0.65))
+    assert kept == {(8, 1), (1, 0), (0, 7), (8, 0), (1, 7)}
+
+
 # Selection by cumulative share
 
 
