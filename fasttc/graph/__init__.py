@@ -6,7 +6,6 @@ Knows nothing of models or of how a graph was made; needs no GPU and no dense ma
 from fasttc.graph.export import graph_json, node_ids, write_graph_json
 from fasttc.graph.graph import ERROR, FEATURE, KINDS, LOGIT, TOKEN, Graph, load_graph
 from fasttc.graph.influence import ScoreBounds, Scores
-from fasttc.graph.prune import prune
 from fasttc.graph.pruned import PrunedGraph
 
 __all__ = [
@@ -22,6 +21,5 @@ __all__ = [
     "graph_json",
     "load_graph",
     "node_ids",
-    "prune",
     "write_graph_json",
 ]

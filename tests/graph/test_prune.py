@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fasttc.graph import Graph, prune
+from fasttc.graph import Graph
 from fasttc.graph._select import share_threshold
+from fasttc.graph.prune import prune
 
 
 def _edges(pruned):
