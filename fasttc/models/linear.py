@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -324,14 +325,45 @@ def _eager(model: nn.Module) -> Iterator[None]:
         inner.set_attn_implementation(before)
 
 
-def unembed(model: nn.Module, final: Tensor) -> Tensor:
-    """Logits ``[..., V]`` of outputs ``[..., D]`` of the last norm, soft-capped as the model does.
+@dataclass(frozen=True)
+class Unembedding:
+    """The last step from residual to logits.
 
-    Computed in the model's dtype, returned in the dtype of ``final``.
+    Attributes:
+        weight: ``[V, D]``, the model's own tensor where it has a plain one.
+        bias: ``[V]`` or None.
+        softcap: ``c`` where logits are ``c tanh(z / c)``, or None.
+        mean: ``[D]`` mean row of ``weight``, at least float32. Kept between calls until the weights change.
     """
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    mean: Tensor
+
+    def logits(self, final: Tensor) -> Tensor:
+        """``[..., V]`` from outputs ``[..., D]`` of the last norm, soft-capped, in the dtype of ``final``."""
+        logits = (final.to(self.weight.dtype) @ self.weight.T).to(final.dtype)
+        if self.bias is not None:
+            logits = logits + self.bias.to(final.dtype)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+_MEAN_ROWS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+_ROWS_PER_STEP = 1 << 14
+
+
+@torch.no_grad()
+def unembedding(model: nn.Module) -> Unembedding:
+    """The unembedding of ``model``. The pass over the whole vocabulary for its mean row is made once per model."""
     parts = anatomy(model)
     head: Any = model.get_submodule(parts.lm_head)
-    with torch.no_grad():
-        logits = head(final.to(head.weight.dtype))
-        cap = parts.final_softcap
-        return (logits if cap is None else cap * torch.tanh(logits / cap)).to(final.dtype)
+    weight = _matrix(head, parts.d_model).detach()
+    state = (weight.data_ptr(), weight._version)
+    if _MEAN_ROWS.get(head, (None,))[0] != state:
+        total = _wide(weight[:0]).sum(0)
+        for rows in weight.split(_ROWS_PER_STEP):
+            total = total + _wide(rows).sum(0)
+        _MEAN_ROWS[head] = (state, total / len(weight))
+    bias = getattr(head, "bias", None)
+    return Unembedding(weight, bias, parts.final_softcap, _MEAN_ROWS[head][1])

@@ -1,0 +1,329 @@
+"""``attribute``: the attribution graph of a prompt."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fasttc
+from fasttc.attribution.linearize import LinearModel, linearize
+from fasttc.attribution.plan import Budget, make_budget
+from fasttc.attribution.prompt import Prompt, token_ids, token_names
+from fasttc.attribution.rank import Ranking
+from fasttc.attribution.rows import EdgeWriter, Kept
+from fasttc.attribution.sources import Sources, find_sources
+from fasttc.attribution.targets import Resolver, Root, Target, root_targets
+from fasttc.attribution.trace import Progress, feature_targets, sweep
+from fasttc.graph import Graph
+from fasttc.models import check_match
+from fasttc.models.linear import freeze, layer_weights, unembedding
+from fasttc.nn import TranscoderSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The keyword arguments of :func:`attribute`, with the same defaults."""
+
+    tokenizer: Any = None
+    targets: Sequence[Target] | Tensor | None = None
+    max_logits: int = 10
+    logit_prob: float = 0.95
+    max_feature_nodes: int | None = None
+    refresh: int = 2048
+    edge_share: float = 1.0
+    memory_budget: int | None = None
+    dtype: torch.dtype | None = None
+    weight_dtype: torch.dtype | None = None
+    progress: bool = False
+    prepend_bos: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.edge_share <= 1:
+            raise ValueError(f"edge_share: expected a number in (0, 1], got {self.edge_share!r}")
+        for name in ("max_feature_nodes", "refresh"):
+            number = getattr(self, name)
+            if number is None and name == "max_feature_nodes":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}: expected a positive int, got {number!r}")
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype: expected torch.float32 or torch.float64, got {self.dtype} (weight_dtype takes shorter ones)"
+            )
+        if self.weight_dtype is not None and not self.weight_dtype.is_floating_point:
+            raise ValueError(f"weight_dtype: expected a floating-point dtype, got {self.weight_dtype}")
+
+
+def attribute(
+    model: nn.Module,
+    tcs: TranscoderSet,
+    prompt: Prompt,
+    *,
+    tokenizer: Any = None,
+    targets: Sequence[Target] | Tensor | None = None,
+    max_logits: int = 10,
+    logit_prob: float = 0.95,
+    max_feature_nodes: int | None = None,
+    refresh: int = 2048,
+    edge_share: float = 1.0,
+    memory_budget: int | None = None,
+    dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
+    progress: bool = False,
+    prepend_bos: bool = True,
+) -> Graph:
+    """The attribution graph of one prompt.
+
+    Edges are direct effects in the local replacement model (attention patterns and norm scales frozen, MLPs replaced
+    by the transcoders plus error terms): how much a source's whole contribution adds to a feature's pre-activation or
+    to a target. All of them are computed by one sweep of explicit linear algebra, without autograd.
+
+    Args:
+        model: a transformers causal language model of a supported family, also PEFT-wrapped. Not changed.
+        tcs: one transcoder per layer.
+        prompt: text, or token ids (a list of int or a tensor ``[T]``), which are used as given.
+        tokenizer: needed for text; names the tokens of the graph.
+        targets: what the graph explains: token ids, texts of single tokens, ``Logit``, ``LogitDifference``,
+            ``Direction``, ``Feature``. None: the fewest most probable next tokens that reach ``logit_prob``, at most
+            ``max_logits``.
+        max_logits: see ``targets``.
+        logit_prob: see ``targets``.
+        max_feature_nodes: at most so many feature nodes, chosen by their influence on the targets; None for all.
+        refresh: features added between two rankings, where not all are taken.
+        edge_share: each row stores the fewest edges that reach this share of its absolute sum, and the sum of the
+            others as its remainder; 1 stores all non-zero edges.
+        memory_budget: bytes of the sweep's working set (beyond model, frozen patterns and graph). None: 1 GiB, or a
+            quarter of a GPU's free memory.
+        dtype: of the arithmetic and of the edges: float32 or float64; by default float64 for a float64 model, else
+            float32.
+        weight_dtype: of the attention weights in the sweep, by default ``dtype``. ``torch.bfloat16`` uses tensor
+            cores on a GPU, with float32 sums.
+        progress: shows a progress bar.
+        prepend_bos: puts a beginning-of-sequence token in front of text that has no special token there.
+
+    Returns:
+        Graph on the CPU: the features from which a path of edges can lead to a target, all errors and tokens.
+        ``metadata`` records the precision and everything else that is needed to make it again. Deterministic: the
+        same call on the same machine gives the same bits.
+
+    Raises:
+        ValueError: transcoders that do not fit the model, a prompt that is empty, too long or not understood, a
+            target that does not exist, NaN activations, a memory budget that does not hold one target.
+        TypeError: arguments of a wrong type.
+    """
+    options = _Options(
+        tokenizer=tokenizer,
+        targets=targets,
+        max_logits=max_logits,
+        logit_prob=logit_prob,
+        max_feature_nodes=max_feature_nodes,
+        refresh=refresh,
+        edge_share=edge_share,
+        memory_budget=memory_budget,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        progress=progress,
+        prepend_bos=prepend_bos,
+    )
+    return next(_graphs(model, tcs, [prompt], options))
+
+
+def attribute_many(
+    model: nn.Module, tcs: TranscoderSet, prompts: Iterable[Prompt], **options: Any
+) -> Iterator[Graph]:
+    """Graphs of several prompts, one after another as they are asked for; what no prompt changes is done once.
+
+    Args:
+        model: as for :func:`attribute`.
+        tcs: as for :func:`attribute`.
+        prompts: texts or lists of token ids.
+        options: keyword arguments of :func:`attribute`, for all prompts.
+
+    Raises:
+        ValueError, TypeError: as :func:`attribute`, when the graph concerned is asked for.
+    """
+    return _graphs(model, tcs, prompts, _Options(**options))
+
+
+def _graphs(
+    model: nn.Module, tcs: TranscoderSet, prompts: Iterable[Prompt], options: _Options
+) -> Iterator[Graph]:
+    check_match(model, tcs)
+    if options.dtype is None:
+        double = next(model.parameters()).dtype == torch.float64
+        options = replace(options, dtype=torch.float64 if double else torch.float32)
+    if options.weight_dtype is None:
+        options = replace(options, weight_dtype=options.dtype)
+    assert options.dtype is not None and options.weight_dtype is not None, "both were just set"  # noqa: PT018
+    weights = layer_weights(model, dtype=options.weight_dtype)
+    last = unembedding(model)
+    for prompt in prompts:
+        ids = token_ids(prompt, options.tokenizer, prepend_bos=options.prepend_bos)
+        frozen = freeze(model, ids, tcs.sites, dtype=options.dtype, weights=weights)
+        sources, linear = find_sources(frozen, tcs), linearize(frozen, tcs)
+        resolver = Resolver(linear, sources, frozen.final, last, options.tokenizer)
+        roots = resolver.roots(options.targets, options.max_logits, options.logit_prob)
+        budget = make_budget(options.memory_budget, frozen.embedding.device)
+        kept, writer = _rows(linear, sources, roots, budget, options)
+        yield _graph(
+            prompt, ids, sources, roots, kept, writer, options, _metadata(model, tcs, sources, roots, options)
+        )
+
+
+def _rows(
+    linear: LinearModel, sources: Sources, roots: list[Root], budget: Budget, options: _Options
+) -> tuple[Kept, EdgeWriter]:
+    """Edges into the roots and into the features that become nodes."""
+    reachable = _reachable(sources, roots)
+    count = int(reachable.sum())
+    limit = options.max_feature_nodes
+    if limit is not None and limit < count:
+        return _adaptive_rows(linear, sources, roots, reachable, budget, options, limit)
+    nodes = None if count == sources.n_features else reachable.nonzero()[:, 0]
+    kept = Kept(None if nodes is None else nodes.tolist(), sources.n_features)
+    groups = [*feature_targets(linear, sources, nodes), *root_targets(roots, sources.n_features)]
+    capacity = sum(
+        sources.width(group.point.depth, position + 1) for group in groups for position in group.positions
+    )
+    writer = EdgeWriter(sources, kept, options.edge_share, int(capacity * _expected(options.edge_share)))
+    with _bar(options.progress, "edges") as progress:
+        for block in sweep(linear, sources, groups, budget, progress=progress):
+            writer.write(block)
+    return kept, writer
+
+
+def _expected(share: float) -> float:
+    """Part of a row's edges that is likely to be stored: all for exact rows, else a first guess."""
+    return 1.0 if share == 1 else 0.3
+
+
+def _adaptive_rows(
+    linear: LinearModel,
+    sources: Sources,
+    roots: list[Root],
+    reachable: Tensor,
+    budget: Budget,
+    options: _Options,
+    limit: int,
+) -> tuple[Kept, EdgeWriter]:
+    """Rows of the most influential features: a few at a time, ranked again in between."""
+    device = sources.embedding.device
+    weights = torch.tensor([root.weight for root in roots], dtype=sources.embedding.dtype, device=device)
+    ranking = Ranking(sources, weights)
+    done, visited = 0, ~reachable
+    chosen = torch.zeros_like(reachable)
+    with _bar(options.progress, "edges") as progress:
+        for block in sweep(linear, sources, root_targets(roots, sources.n_features), budget):
+            ranking.add(block)
+        while done < limit:
+            nodes = ranking.next(visited, min(options.refresh, limit - done))
+            visited[nodes], chosen[nodes] = True, True
+            share = len(nodes) / limit
+            for block in sweep(
+                linear,
+                sources,
+                feature_targets(linear, sources, nodes),
+                budget,
+                progress=lambda part, share=share: progress(part * share) if progress else None,
+            ):
+                ranking.add(block)
+            done += len(nodes)
+    kept = Kept(chosen.nonzero()[:, 0].tolist(), sources.n_features)
+    capacity = sum(block.values.numel() for block in ranking.blocks) * limit // sources.n_features
+    writer = EdgeWriter(sources, kept, options.edge_share, capacity)
+    for block in ranking.blocks:
+        writer.write(block)
+    return kept, writer
+
+
+def _reachable(sources: Sources, roots: list[Root]) -> Tensor:
+    """``[n_features]`` bool: features from which an edge path to a root can exist."""
+    reached = torch.zeros(sources.n_features, dtype=torch.bool, device=sources.embedding.device)
+    for root in roots:
+        for number in range(root.point.depth):
+            first = sources.feature_ptr[number]
+            reached[first : first + sources.layers[number].before[root.position + 1]] = True
+    return reached
+
+
+@contextmanager
+def _bar(show: bool, name: str) -> Iterator[Progress | None]:
+    """A progress bar over shares of the work; yields what to call with each share, or None."""
+    if not show:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=1.0, desc=name, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+        yield bar.update
+
+
+def _graph(
+    prompt: Prompt,
+    ids: Tensor,
+    sources: Sources,
+    roots: list[Root],
+    kept: Kept,
+    writer: EdgeWriter,
+    options: _Options,
+    metadata: dict[str, Any],
+) -> Graph:
+    nodes = slice(None) if kept.nodes is None else torch.tensor(kept.nodes, dtype=torch.int64)
+    numbers = torch.full((sources.n_features + len(roots),), -1)
+    numbers[: sources.n_features][nodes] = torch.arange(kept.count)
+    numbers[sources.n_features :] = kept.count + torch.arange(len(roots))
+    counts, columns, values, remainder = writer.finish(numbers)
+    unreached = sources.n_layers * sources.n_tokens + sources.n_tokens  # errors and tokens have no inputs
+    empty = torch.zeros(unreached, dtype=torch.int64)
+    lengths = torch.cat([counts[: kept.count], empty, counts[kept.count :]])
+    names = token_names(ids, options.tokenizer)
+    return Graph(
+        n_layers=sources.n_layers,
+        features=sources.features().cpu()[nodes],
+        activations=sources.activations().cpu()[nodes],
+        input_ids=ids,
+        logit_ids=torch.tensor([root.id for root in roots]),
+        logit_probs=torch.tensor([root.weight for root in roots], dtype=torch.float64),
+        row_ptr=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        columns=columns,
+        values=values,
+        remainder=torch.cat([remainder[: kept.count], empty.double(), remainder[kept.count :]]),
+        tokens=names,
+        logit_labels=[root.label for root in roots],
+        prompt=prompt if isinstance(prompt, str) else "" if options.tokenizer is None else "".join(names),
+        metadata=metadata,
+    )
+
+
+def _metadata(
+    model: nn.Module, tcs: TranscoderSet, sources: Sources, roots: list[Root], options: _Options
+) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
+    return {
+        "fasttc": fasttc.__version__,
+        "torch": torch.__version__,
+        "model": getattr(config, "name_or_path", ""),
+        "transcoders": tcs.metadata,
+        "precision": {
+            "model": _dtype_name(next(model.parameters()).dtype),
+            "transcoders": _dtype_name(tcs[0].W_dec.dtype),
+            "attention_weights": _dtype_name(options.weight_dtype),
+            "arithmetic": _dtype_name(options.dtype),
+            "device": sources.embedding.device.type,
+        },
+        "active_features": sources.n_features,
+        "target_positions": [root.position for root in roots],
+        "targets_given": options.targets is not None,
+        "max_logits": options.max_logits,
+        "logit_prob": options.logit_prob,
+        "max_feature_nodes": options.max_feature_nodes,
+        "refresh": options.refresh,
+        "edge_share": options.edge_share,
+    }
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

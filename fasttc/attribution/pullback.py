@@ -1,0 +1,108 @@
+"""Gradients of a cohort of targets on their way down through the layers."""
+
+import torch
+from torch import Tensor
+
+from fasttc.attribution.linearize import LinearLayer, Skip, product
+
+# A matrix product whose inner dimension is a small rank moves more memory per operation than a wide one.
+_SPREAD_PENALTY = 1.5
+
+
+class Pullback:
+    """The gradient of n targets, ``[P, n, D]``, at one residual stream; goes down layer by layer.
+
+    At its start a target's gradient lives at one position. An attention layer spreads it over all earlier ones, but
+    as H + 1 vectors with coefficients that all targets of the same position share:
+
+        gradient[t, b] = sum_r coefficients[position of b][r, t] vectors[r, b]
+
+    While that rank R is small, a layer costs two products over R vectors instead of over P positions, so the factors
+    are carried along until a count of operations says that the dense form is cheaper.
+
+    Args:
+        vectors: ``[n, D]``: the targets' gradients at their own positions.
+        positions: n positions, ascending.
+    """
+
+    def __init__(self, vectors: Tensor, positions: list[int]) -> None:
+        n, width = vectors.shape
+        self.positions = positions
+        self.length = positions[-1] + 1
+        self.gradient = vectors.new_zeros(self.length, n, width)
+        self.gradient[positions, list(range(n))] = vectors
+        starts = [i for i in range(n) if i == 0 or positions[i] != positions[i - 1]]
+        self._groups = list(zip(starts, [*starts[1:], n], strict=True))
+        own = [positions[start] for start in starts]
+        coefficients = vectors.new_zeros(len(own), 1, self.length)
+        coefficients[list(range(len(own))), 0, own] = 1
+        self._factors: tuple[Tensor, Tensor] | None = (coefficients, vectors[None])
+
+    def through(self, layer: LinearLayer) -> None:
+        """Goes from the residual after ``layer`` to the one before it."""
+        if self._factors is not None and self._factors_are_cheaper(layer):
+            before = self._factors
+            if layer.skip is not None:
+                self._add(*_skip_factors(layer.skip, *before))
+            self._add(*_attention_factors(layer, *(before if layer.parallel else self._factors)))
+        else:
+            self._factors = None
+            layer.vjp_(self.gradient)
+
+    def _factors_are_cheaper(self, layer: LinearLayer) -> bool:
+        assert self._factors is not None, "checked by the caller"
+        length, n, width = self.gradient.shape
+        heads, head_dim = layer.n_heads, layer.head_dim
+        groups, rank = self._factors[0].shape[:2]
+        after_skip = rank if layer.skip is None else 2 * rank
+        if after_skip * (1 + heads) > max(1 + heads, length):
+            return False  # more vectors than positions: also bounds the memory
+        reached = sum((stop - start) * (self.positions[start] + 1) for start, stop in self._groups)
+        new = after_skip * (1 + heads) - rank
+        factored = (
+            n * after_skip * 4 * width * heads * head_dim
+            + groups * after_skip * heads * 2 * length**2
+            + reached * 2 * new * width * _SPREAD_PENALTY
+        )
+        dense = (
+            length * n * (2 * width * head_dim * (heads + layer.n_kv_heads) + 2 * heads * head_dim * length)
+        )
+        if layer.skip is not None:
+            factored += n * rank * 2 * width**2
+            dense += length * n * 2 * width**2
+        return factored < dense
+
+    def _add(self, coefficients: Tensor, vectors: Tensor) -> None:
+        """Adds new factors to the gradient and to the old factors."""
+        assert self._factors is not None, "factors only grow where there are some"
+        length, n, width = self.gradient.shape
+        flat, wide = self.gradient.view(length, n * width), vectors.view(-1, n * width)
+        for (start, stop), weights in zip(self._groups, coefficients, strict=True):
+            reach = self.positions[start] + 1
+            columns = slice(start * width, stop * width)
+            flat[:reach, columns].addmm_(weights[:, :reach].T, wide[:, columns])
+        old_coefficients, old_vectors = self._factors
+        self._factors = torch.cat([old_coefficients, coefficients], 1), torch.cat([old_vectors, vectors])
+
+
+def _attention_factors(layer: LinearLayer, coefficients: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of what comes back through the attention: ``[groups, H R, P]`` and ``[H R, n, D]``."""
+    groups, rank, length = coefficients.shape
+    _, n, width = vectors.shape
+    heads = layer.n_heads
+    new_coefficients = coefficients.new_empty(groups, heads, rank, length)
+    new_vectors = vectors.new_empty(heads, rank * n, width)
+    for head in range(heads):
+        spread = coefficients.view(groups * rank, length) @ layer.pattern[head, :length, :length]
+        new_coefficients[:, head] = spread.view(groups, rank, length)
+        projected = product(vectors.view(rank * n, width), layer.output[head])
+        product(projected, layer.value[head * layer.n_kv_heads // heads], out=new_vectors[head])
+    return new_coefficients.view(groups, heads * rank, length), new_vectors.view(heads * rank, n, width)
+
+
+def _skip_factors(skip: Skip, coefficients: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of what comes back through the skip connection: ``[groups, R, P]`` and ``[R, n, D]``."""
+    rank, n, width = vectors.shape
+    length = coefficients.shape[-1]
+    back = product(vectors.view(rank * n, width), skip.matrix.T).view(rank, n, width)
+    return coefficients * skip.scale[:length], back

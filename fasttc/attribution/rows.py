@@ -1,0 +1,247 @@
+"""Rows of the graph: dense blocks as the sweep leaves them, and the compressed rows they become."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fasttc.attribution.plan import Point
+from fasttc.attribution.sources import Sources
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of a block's columns.
+
+    Attributes:
+        start, stop: columns of the block.
+        node: graph column of the first one.
+        kind: "feature", "error" or "token".
+        layer: of features and errors; -1 for tokens.
+    """
+
+    start: int
+    stop: int
+    node: int
+    kind: str
+    layer: int
+
+
+def segments(sources: Sources, depth: int, length: int) -> Iterator[Segment]:
+    """Columns of a row of the given depth and length, in graph order: only sources that can reach such a target."""
+    start = 0
+    for number in range(depth):
+        stop = start + sources.layers[number].before[length]
+        yield Segment(start, stop, sources.feature_ptr[number], "feature", number)
+        start = stop
+    for number in range(depth):
+        layer = sources.layers[number]
+        stop = start + layer.n_errors(length)
+        node = sources.n_features + number * sources.n_tokens + layer.zeroed
+        yield Segment(start, stop, node, "error", number)
+        start = stop
+    yield Segment(
+        start, start + length, sources.n_features + sources.n_layers * sources.n_tokens, "token", -1
+    )
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Edges into one cohort of targets.
+
+    Attributes:
+        point: where the targets sit.
+        rows: ``[n]`` int64 row numbers: of features as columns are numbered, targets after all of them.
+        positions: n positions, ascending; the block's columns reach to the last one.
+        values: ``[n, width]`` as laid out by :func:`segments`.
+    """
+
+    point: Point
+    rows: Tensor
+    positions: list[int]
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.positions[-1] + 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The feature nodes of the graph, as a choice among all active features.
+
+    Attributes:
+        nodes: their columns, ascending; None for all.
+        total: number of active features.
+    """
+
+    nodes: list[int] | None
+    total: int
+
+    @property
+    def count(self) -> int:
+        return self.total if self.nodes is None else len(self.nodes)
+
+    def columns(self, segment: Segment) -> tuple[int, int]:
+        """First and last graph column (exclusive) of the kept nodes of a segment: they are contiguous."""
+        first, last = segment.node, segment.node + segment.stop - segment.start
+        if self.nodes is None:
+            return first, last
+        if segment.kind == "feature":
+            return bisect_left(self.nodes, first), bisect_left(self.nodes, last)
+        return first - self.total + self.count, last - self.total + self.count
+
+
+class EdgeWriter:
+    """Collects compressed rows, on the device where the blocks are.
+
+    Args:
+        sources: of the prompt.
+        kept: which features are nodes.
+        share: of a row's absolute sum that its stored edges must reach; 1 stores all non-zero edges.
+        capacity: edges to make room for; more is allocated when needed.
+    """
+
+    def __init__(self, sources: Sources, kept: Kept, share: float, capacity: int) -> None:
+        self.sources, self.kept, self.share = sources, kept, share
+        like = sources.embedding
+        self._columns = torch.empty(capacity, dtype=torch.int32, device=like.device)
+        self._values = torch.empty(capacity, dtype=like.dtype, device=like.device)
+        self._used = 0
+        self._rows: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._remainders: list[Tensor] = []
+        self._kept_nodes = None if kept.nodes is None else torch.tensor(kept.nodes, device=like.device)
+
+    def write(self, block: RowBlock) -> None:
+        """Appends the rows of ``block``, each up to its own position. Rows may come in any order."""
+        values, columns, parts = self._restrict(block)
+        start = 0
+        while start < len(block.positions):
+            position, stop = block.positions[start], start
+            while stop < len(block.positions) and block.positions[stop] == position:
+                stop += 1
+            own = self._reached(parts, block.point.depth, position + 1)
+            add = self._append if self.share == 1 else self._append_largest
+            add([values[start:stop, part] for part in own], [columns[part] for part in own])
+            start = stop
+        self._rows.append(block.rows)
+
+    def _restrict(self, block: RowBlock) -> tuple[Tensor, Tensor, list[Segment]]:
+        """The block without features that are no nodes: values, graph columns, and where its segments are now."""
+        wide = list(segments(self.sources, block.point.depth, block.length))
+        parts, start = [], 0
+        for part in wide:
+            first, last = self.kept.columns(part)
+            parts.append(replace(part, start=start, stop=start + last - first, node=first))
+            start += last - first
+        columns = torch.cat(
+            [_range(part.node, part.node + part.stop - part.start, self._columns) for part in parts]
+        )
+        if self._kept_nodes is None:
+            return block.values, columns, parts
+        chosen = []
+        for part, new in zip(wide, parts, strict=True):
+            if part.kind == "feature":
+                nodes = self._kept_nodes[new.node : new.node + new.stop - new.start]
+                chosen.append(nodes - (part.node - part.start))
+            else:
+                chosen.append(_range(part.start, part.stop, self._kept_nodes))
+        return block.values.index_select(1, torch.cat(chosen)), columns, parts
+
+    def _reached(self, parts: list[Segment], depth: int, length: int) -> list[slice]:
+        """Columns of a restricted block that a target at position ``length - 1`` can have."""
+        own = segments(self.sources, depth, length)
+        slices = []
+        for part, mine in zip(parts, own, strict=True):
+            first, last = self.kept.columns(mine)
+            slices.append(slice(part.start, part.start + last - first))
+        return slices
+
+    def _append(self, values: list[Tensor], columns: list[Tensor]) -> None:
+        n, width = len(values[0]), sum(part.shape[1] for part in values)
+        place = self._reserve(n * width)
+        torch.cat(values, 1, out=self._values[place].view(n, width))
+        self._columns[place].view(n, width).copy_(torch.cat(columns))
+        self._counts.append(torch.full((n,), width))
+
+    def _append_largest(self, values: list[Tensor], columns: list[Tensor]) -> None:
+        """Keeps, in each row, the smallest set of edges that reaches the share; ties go to lower columns."""
+        row = torch.cat(values, 1)
+        size = row.abs().double()
+        ordered, order = size.sort(dim=1, descending=True, stable=True)
+        reached = ordered.cumsum(1)
+        needed = (reached < self.share * reached[:, -1:]).sum(1, keepdim=True) + 1
+        chosen = (torch.arange(row.shape[1], device=row.device) < needed) & (ordered > 0)
+        stored = torch.zeros_like(chosen).scatter_(1, order, chosen)
+        counts = stored.sum(1)
+        place = self._reserve(int(counts.sum()))
+        self._values[place] = row[stored]
+        self._columns[place] = torch.cat(columns).expand(len(row), -1)[stored]
+        self._counts.append(counts.cpu())
+        self._remainders.append(size.masked_fill_(stored, 0).sum(1))
+
+    def _reserve(self, more: int) -> slice:
+        place = slice(self._used, self._used + more)
+        if place.stop > len(self._values):
+            for name in ("_values", "_columns"):
+                old: Tensor = getattr(self, name)
+                new = old.new_empty(max(place.stop, len(old) + len(old) // 2))
+                new[: self._used] = old[: self._used]
+                setattr(self, name, new)
+        self._used = place.stop
+        return place
+
+    def finish(self, row_numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row lengths, columns, values and remainders on the CPU, in row order, without edges that are zero.
+
+        Args:
+            row_numbers: maps the blocks' row numbers to 0, 1, ... in the order wanted; CPU.
+        """
+        rows = row_numbers[torch.cat(self._rows).cpu()]
+        counts = torch.cat(self._counts)
+        remainder = torch.zeros(len(rows), dtype=torch.float64)
+        if self._remainders:
+            remainder[rows] = torch.cat(self._remainders).cpu()
+        columns, values = self._columns[: self._used], self._values[: self._used]
+        counts, columns, values = _drop_zeros(counts, columns, values)
+        if bool((rows.diff() < 0).any()):
+            order = rows.argsort()
+            counts, columns, values = _reorder(order, counts, columns, values)
+        return counts, columns.cpu(), values.cpu(), remainder
+
+
+def _drop_zeros(
+    counts: Tensor, columns: Tensor, values: Tensor, chunk: int = 1 << 22
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Removes edges whose value is zero, in place: the others move to the front."""
+    zeros = (values == 0).nonzero()[:, 0]
+    if not len(zeros):
+        return counts, columns, values
+    rows = torch.searchsorted(counts.cumsum(0).to(zeros.device), zeros, right=True)
+    counts = counts - torch.bincount(rows, minlength=len(counts)).cpu()
+    used = 0
+    for start in range(0, len(values), chunk):
+        part = slice(start, start + chunk)
+        stored = values[part] != 0
+        stored_values, stored_columns = values[part][stored], columns[part][stored]
+        place = slice(used, used + len(stored_values))
+        values[place], columns[place] = stored_values, stored_columns
+        used = place.stop
+    return counts, columns[:used], values[:used]
+
+
+def _reorder(order: Tensor, counts: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows ``order[0]``, ``order[1]``, ... one after another."""
+    starts = counts.cumsum(0) - counts
+    counts = counts[order]
+    shift = starts[order] - (counts.cumsum(0) - counts)
+    edges = torch.arange(len(values)) + shift.repeat_interleave(counts)
+    edges = edges.to(values.device)
+    return counts, columns[edges], values[edges]
+
+
+def _range(first: int, last: int, like: Tensor) -> Tensor:
+    return torch.arange(first, last, dtype=like.dtype, device=like.device)
