@@ -1,8 +1,8 @@
 """Sums of weighted rows over runs of entries, cut at fixed places: what decode, segment and Adam share.
 
 A *run* is the entries ``[start, stop)`` of one output row: a token's features in decode, a feature's tokens in
-segment. Entries are added one by one in ascending order, so a sum depends on the run alone and on nothing that the
-scheduler decides.
+segment. Entries are added in ascending order, ROWS at a time counted from the run's start, so a sum depends on the
+run alone: not on its neighbours, not on what the scheduler decides, not on zeros that pad it.
 
 A run of more than CUT entries is cut every CUT entries, counted from its own start. Each full piece is summed by a
 program of its own into a scratch row, and the run's program adds those rows in order, then its tail. The piece that
@@ -64,6 +64,22 @@ def row_of_entry(entry, row_ptr_ptr, n_rows, k):
 
 
 @triton.jit
+def weighted_rows(
+    weights,  # [ROWS] float32
+    index,  # [ROWS]
+    valid,  # [ROWS]
+    table_ptr,  # [rows, D]
+    table_stride,
+    columns,  # [BLOCK_D]
+    d,
+):
+    """``sum_j weights_j table[index_j, columns]`` over the valid entries: [BLOCK_D] float32."""
+    address = table_ptr + row_offset(index, table_stride)[:, None] + columns[None, :]
+    rows = tl.load(address, mask=valid[:, None] & (columns < d)[None, :], other=0.0)
+    return tl.sum(weights[:, None] * rows.to(tl.float32), axis=0)
+
+
+@triton.jit
 def add_weighted_rows(
     total,  # [BLOCK_D] float32
     values_ptr,  # [entries]
@@ -73,21 +89,18 @@ def add_weighted_rows(
     start,
     stop,
     columns,
-    inside,
-    UNROLL: tl.constexpr,
+    d,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """``total + sum_j values_j table[indices_j, columns]`` in ascending j. Rows with value 0 are not read.
+    """Adds the weighted rows of entries [start, stop), ROWS at a time, to ``total``.
 
-    UNROLL rows are in flight at once; they are added in order all the same.
+    With STAGES > 1 the rows of the next blocks are copied to shared memory while one is added.
     """
-    for first in range(start, stop, UNROLL):
-        for step in tl.static_range(UNROLL):
-            entry = first + step
-            valid = entry < stop
-            value = tl.cast(tl.load(values_ptr + entry, mask=valid, other=0.0), tl.float32)
-            index = tl.load(indices_ptr + entry, mask=valid, other=0)
-            address = table_ptr + row_offset(index, table_stride) + columns
-            weight = tl.broadcast_to(value, total.shape)  # compared as a block: the interpreter needs it
-            row = tl.load(address, mask=inside & (weight != 0), other=0.0)
-            total += weight * row.to(tl.float32)
+    for first in tl.range(start, stop, ROWS, num_stages=STAGES):
+        entries = first + tl.arange(0, ROWS)
+        valid = entries < stop
+        weights = tl.load(values_ptr + entries, mask=valid, other=0.0).to(tl.float32)
+        index = tl.load(indices_ptr + entries, mask=valid, other=0)
+        total += weighted_rows(weights, index, valid, table_ptr, table_stride, columns, d)
     return total

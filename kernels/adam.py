@@ -26,9 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import rounded, row_offset
-from fasttc.kernels._launch import KernelConfig, cdiv, config, config_table, configure, on_device
+from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
 from fasttc.kernels.segment import (
+    STREAMS,
     FeatureOrder,
     FeatureSums,
     Terms,
@@ -37,7 +39,10 @@ from fasttc.kernels.segment import (
     prepare,
 )
 
-CONFIGS = config_table(config(num_warps=2, num_stages=1, BLOCK_D=512, UNROLL=2, CUT=256))
+CONFIGS = config_table(
+    config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+    gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def _adam(
     UNIT_ENC: tl.constexpr,
     BY_ENTRY: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
     CUT: tl.constexpr,
 ):
     feature = feature_of_program(feature_ptr, BY_ENTRY)
@@ -217,7 +222,7 @@ def _adam(
             d_enc,
             columns,
             BLOCK_D,
-            UNROLL,
+            ROWS,
             CUT,
         )
         if value_ptr is not None:
@@ -334,3 +339,32 @@ def launch_adam(
         if last_step is not None:
             last_step.index_fill_(0, order.feature.long(), step.step)
     return FeatureSums(None, None, *vectors)
+
+
+def aot_cases(d: int) -> list[AotCase]:
+    """Dense rows with a normalised decoder and a shadow, and lazy rows, for activations in each dtype."""
+    names = _adam.arg_names
+    floats = tuple(names[names.index("step_size") : names.index("d_dec")])
+    weights = {f"{side}_{part}_ptr": "fp32" for side in ("dec", "enc") for part in ("weight", "m", "v")}
+    vectors = {"bias_ptr": "fp32", "dtheta_ptr": "fp32", "count_ptr": "i32"}
+    cases = []
+    for dtype in DTYPES:
+        even = aligned(d, dtype)
+        strides = () if even else ("d_dec", "d_enc", "left_stride", "right_stride")
+        shadow = None if dtype == "fp32" else dtype
+        streams = {**STREAMS, "left_ptr": dtype, "right_ptr": dtype, "theta_ptr": "fp32"}
+        shadows = {"dec_shadow_ptr": shadow, "enc_shadow_ptr": shadow}
+        for name, lazy in (("dense rows, unit decoder", False), ("lazy rows", True)):
+            cases.append(
+                case(
+                    f"adam {name} {dtype}",
+                    _adam,
+                    CONFIGS,
+                    {**streams, **vectors, **weights, **shadows, "last_step_ptr": "i32" if lazy else None},
+                    odd=("step", "slices", *strides),
+                    floats=floats,
+                    constants={"UNIT_DEC": not lazy, "UNIT_ENC": False, "BY_ENTRY": lazy},
+                    vector_loads=even,
+                )
+            )
+    return cases

@@ -13,12 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._gather import add_weighted_rows, full_pieces, piece_start, row_of_entry, run_bounds
 from fasttc.kernels._lang import rounded, row_offset
-from fasttc.kernels._launch import KernelConfig, cdiv, config, config_table, configure, on_device
+from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
 
-# One warp loads 256 bfloat16 columns in one 128-bit load per lane; UNROLL of them are in flight.
-CONFIGS = config_table(config(num_warps=2, num_stages=1, BLOCK_D=512, UNROLL=8, CUT=512))
+# A warp of 32 lanes reads 256 bfloat16 columns in one 128-bit load per lane (64 lanes: 512). Left to itself, ptxas
+# keeps two rows in flight (sm_90, 62 registers); two stages keep ROWS in flight, in 10 KB of shared memory.
+CONFIGS = config_table(
+    config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=8, STAGES=2, CUT=512),
+    gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=8, STAGES=1, CUT=512),
+)
 
 
 @triton.jit
@@ -33,7 +38,8 @@ def _decode_pieces(
     d,
     table_stride,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """The full pieces of long rows, one scratch row each."""
@@ -47,7 +53,7 @@ def _decode_pieces(
     inside = columns < d
     total = tl.zeros([BLOCK_D], tl.float32)
     total = add_weighted_rows(
-        total, values_ptr, indices_ptr, table_ptr, table_stride, first, first + CUT, columns, inside, UNROLL
+        total, values_ptr, indices_ptr, table_ptr, table_stride, first, first + CUT, columns, d, ROWS, STAGES
     )
     tl.store(scratch_ptr + row_offset(slot, d) + columns, total, mask=inside)
 
@@ -70,7 +76,8 @@ def _decode(
     init_stride,
     target_stride,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     CUT: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -90,8 +97,9 @@ def _decode(
         start + pieces * CUT,
         stop,
         columns,
-        inside,
-        UNROLL,
+        d,
+        ROWS,
+        STAGES,
     )
     if bias_ptr is not None:
         total += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
@@ -178,3 +186,40 @@ def launch_decode(
             **config.options(),
         )
     return out, None if squares is None else squares.sum(-1)
+
+
+def aot_cases(d: int) -> list[AotCase]:
+    """Padded and CSR decode in each dtype, with every epilogue on the CSR one, and the pieces of long rows."""
+    cases = []
+    for dtype in DTYPES:
+        odd = ("n_rows", "k") if aligned(d, dtype) else ("n_rows", "k", "d", "table_stride")
+        entries = {"values_ptr": "fp32", "indices_ptr": "i32", "table_ptr": dtype, "scratch_ptr": "fp32"}
+        epilogue = dict.fromkeys(("bias_ptr", "init_ptr", "target_ptr", "square_ptr"))
+        for layout, row_ptr, rows in (
+            ("padded", None, epilogue),
+            ("csr residual", "i64", dict.fromkeys(epilogue, dtype)),
+        ):
+            rows = {**rows, "square_ptr": None if row_ptr is None else "fp32", "out_ptr": "fp32"}
+            strides = odd if aligned(d, dtype) else (*odd, "init_stride", "target_stride")
+            cases.append(
+                case(
+                    f"decode {layout} {dtype}",
+                    _decode,
+                    CONFIGS,
+                    {**entries, "row_ptr_ptr": row_ptr, **rows},
+                    odd=strides,
+                    vector_loads=aligned(d, dtype),
+                )
+            )
+        pieces = {**entries, "row_ptr_ptr": "i64"}
+        cases.append(
+            case(
+                f"decode pieces {dtype}",
+                _decode_pieces,
+                CONFIGS,
+                pieces,
+                odd=odd,
+                vector_loads=aligned(d, dtype),
+            )
+        )
+    return cases

@@ -8,7 +8,8 @@ launched and those beyond the last one return at once: no count has to reach the
 With target positions, a tile whose targets all lie before its token writes zeros without reading anything (causality
 makes those products zero); sort the batch by position to make such tiles common.
 
-float32 accumulation in ascending D: bitwise equal from run to run, and an edge depends on its own rows only.
+float32 accumulation in ascending D: bitwise equal from run to run, and an edge depends on its own rows only. float32
+operands are multiplied to float32 accuracy, unless ``torch.set_float32_matmul_precision`` allows less.
 """
 
 import torch
@@ -16,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import dot, row_offset
 from fasttc.kernels._launch import (
+    AotCase,
     KernelConfig,
     cdiv,
     config,
@@ -27,7 +30,13 @@ from fasttc.kernels._launch import (
     on_device,
 )
 
-CONFIGS = config_table(config(num_warps=4, num_stages=3, BLOCK_B=64, BLOCK_J=64, BLOCK_D=64))
+_HALF = config_table(config(4, 3, BLOCK_B=64, BLOCK_J=64, BLOCK_D=64, PRECISION="ieee"))
+# float32 as three TF32 products: within a few float32 roundings of the exact product (the dropped term is 2^-22 of
+# it), on the matrix unit. Larger tiles spill on sm_80.
+_SINGLE = config_table(
+    config(4, 3, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="tf32x3"),
+    gfx942=config(4, 2, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="ieee"),
+)
 
 
 @triton.jit
@@ -48,11 +57,11 @@ def _edges(
     g_stride_b,
     g_stride_t,
     table_stride,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One (BLOCK_B targets, BLOCK_J entries of one token). WIDEN: multiply in float32, for operands of two dtypes."""
     token = tl.load(tile_token_ptr + tl.program_id(1))
@@ -122,13 +131,17 @@ def launch_edges(
     Returns:
         [B, n] float32.
     """
-    config = config or configure(CONFIGS, G.device)
+    widen = G.dtype != table.dtype
+    single = widen or G.dtype == torch.float32
+    config = config or configure(_SINGLE if single else _HALF, G.device)
+    options = config.options()
+    if single and dot_precision(torch.float32) == "tf32":
+        options["PRECISION"] = "tf32"
     (b, t, d), n = G.shape, features.shape[0]
     out = torch.empty(b, n, device=G.device)
     if out.numel() == 0:
         return out
     token, start, stops = _tiles(positions.contiguous(), t, config["BLOCK_J"])
-    widen = G.dtype != table.dtype
     with on_device(G):
         _edges[(cdiv(b, config["BLOCK_B"]), token.shape[0])](
             G,
@@ -147,8 +160,34 @@ def launch_edges(
             G.stride(0),
             G.stride(1),
             table.stride(0),
-            PRECISION=dot_precision(torch.float32 if widen else G.dtype),
             WIDEN=widen,
-            **config.options(),
+            **options,
         )
     return out
+
+
+def aot_cases(d: int) -> list[AotCase]:
+    """Edges in each dtype, and float32 gradients against bfloat16 weights, with and without target positions."""
+    cases = []
+    for left, right in (*((dtype, dtype) for dtype in DTYPES), ("fp32", "bf16")):
+        even = aligned(d, right) and aligned(d, left)
+        pointers = {
+            "g_ptr": left, "table_ptr": right, "features_ptr": "i32", "activations_ptr": "fp32", "out_ptr": "fp32",
+            "tile_token_ptr": "i32", "tile_start_ptr": "i64", "token_stop_ptr": "i64",
+        }  # fmt: skip
+        for name, targets in (("", None), (" causal", "i64")):
+            cases.append(
+                case(
+                    f"edges {left} x {right}{name}",
+                    _edges,
+                    _HALF if left == right != "fp32" else _SINGLE,
+                    {**pointers, "targets_ptr": targets},
+                    odd=("b", "n", "t")
+                    if even
+                    else ("b", "n", "t", "d", "g_stride_b", "g_stride_t", "table_stride"),
+                    constants={"WIDEN": left != right},
+                    vector_loads=even,
+                    matrix_unit=even,
+                )
+            )
+    return cases

@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._gather import run_bounds
 from fasttc.kernels._lang import row_offset
-from fasttc.kernels._launch import KernelConfig, config, config_table, configure, on_device
+from fasttc.kernels._launch import AotCase, KernelConfig, config, config_table, configure, on_device
 
 CONFIGS = config_table(config(num_warps=4, num_stages=1, BLOCK_K=8, BLOCK_D=512, SPLIT=4))
 
@@ -89,3 +90,23 @@ def launch_sddmm(
             **config.options(),
         )
     return out
+
+
+def aot_cases(d: int) -> list[AotCase]:
+    """Padded and CSR products in each dtype."""
+    cases = []
+    for dtype in DTYPES:
+        even = aligned(d, dtype)
+        for layout, row_ptr in (("padded", None), ("csr", "i64")):
+            pointers = {"left_ptr": dtype, "table_ptr": dtype, "indices_ptr": "i32", "out_ptr": "fp32"}
+            cases.append(
+                case(
+                    f"sddmm {layout} {dtype}",
+                    _sddmm,
+                    CONFIGS,
+                    {**pointers, "row_ptr_ptr": row_ptr},
+                    odd=("k",) if even else ("k", "d", "left_stride", "table_stride"),
+                    vector_loads=even,
+                )
+            )
+    return cases

@@ -18,12 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fasttc.kernels._gather import full_pieces, piece_start
+from fasttc.kernels._aot import DTYPES, aligned, case
+from fasttc.kernels._gather import full_pieces, piece_start, weighted_rows
 from fasttc.kernels._lang import rounded, row_offset
-from fasttc.kernels._launch import KernelConfig, cdiv, config, config_table, configure, on_device
+from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
 
-# UNROLL 2 and few registers: TorchRec's Triton TBE found gather width 2 at <= 64 registers the fastest.
-CONFIGS = config_table(config(num_warps=2, num_stages=1, BLOCK_D=512, UNROLL=2, CUT=256))
+# Runs are short (N·K / F entries: 4 to 16), so few rows at a time, few registers, many programs: what TorchRec's
+# Triton TBE found to be fastest (gather width 2, at most 64 registers).
+CONFIGS = config_table(
+    config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+    gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,10 @@ def run_sums(
     right_stride,
     theta_ptr,  # [entries], or None
     columns,
-    inside_dec,
-    inside_enc,
+    d_dec,
+    d_enc,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Sums of value·left, grad·right, grad, theta and [value != 0] over sorted entries [start, stop), in order."""
     dec = tl.zeros([BLOCK_D], tl.float32)
@@ -113,27 +118,20 @@ def run_sums(
     bias = tl.full([], 0.0, tl.float32)
     theta = tl.full([], 0.0, tl.float32)
     count = tl.full([], 0, tl.int32)
-    for first in range(start, stop, UNROLL):
-        for step in tl.static_range(UNROLL):
-            entry = first + step
-            valid = entry < stop
-            token = tl.load(token_ptr + entry, mask=valid, other=0)
-            if value_ptr is not None:
-                value = tl.cast(tl.load(value_ptr + entry, mask=valid, other=0.0), tl.float32)
-                weight = tl.broadcast_to(value, dec.shape)
-                address = left_ptr + row_offset(token, left_stride) + columns
-                row = tl.load(address, mask=inside_dec & (weight != 0), other=0.0)
-                dec += weight * row.to(tl.float32)
-                count += tl.where(value != 0, 1, 0)
-            if grad_ptr is not None:
-                grad = tl.cast(tl.load(grad_ptr + entry, mask=valid, other=0.0), tl.float32)
-                weight = tl.broadcast_to(grad, enc.shape)
-                address = right_ptr + row_offset(token, right_stride) + columns
-                row = tl.load(address, mask=inside_enc & (weight != 0), other=0.0)
-                enc += weight * row.to(tl.float32)
-                bias += grad
-            if theta_ptr is not None:
-                theta += tl.cast(tl.load(theta_ptr + entry, mask=valid, other=0.0), tl.float32)
+    for first in range(start, stop, ROWS):
+        entries = first + tl.arange(0, ROWS)
+        valid = entries < stop
+        token = tl.load(token_ptr + entries, mask=valid, other=0)
+        if value_ptr is not None:
+            values = tl.load(value_ptr + entries, mask=valid, other=0.0).to(tl.float32)
+            dec += weighted_rows(values, token, valid, left_ptr, left_stride, columns, d_dec)
+            count += tl.sum((values != 0).to(tl.int32), axis=0)
+        if grad_ptr is not None:
+            grads = tl.load(grad_ptr + entries, mask=valid, other=0.0).to(tl.float32)
+            enc += weighted_rows(grads, token, valid, right_ptr, right_stride, columns, d_enc)
+            bias += tl.sum(grads, axis=0)
+        if theta_ptr is not None:
+            theta += tl.sum(tl.load(theta_ptr + entries, mask=valid, other=0.0).to(tl.float32), axis=0)
     return dec, enc, bias, theta, count
 
 
@@ -155,7 +153,7 @@ def _pieces(
     d_dec,
     d_enc,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """The full pieces of long runs, one scratch row each."""
@@ -177,10 +175,10 @@ def _pieces(
         right_stride,
         theta_ptr,
         columns,
-        columns < d_dec,
-        columns < d_enc,
+        d_dec,
+        d_enc,
         BLOCK_D,
-        UNROLL,
+        ROWS,
     )
     if value_ptr is not None:
         tl.store(dec_scratch_ptr + row_offset(slot, d_dec) + columns, dec, mask=columns < d_dec)
@@ -211,7 +209,7 @@ def feature_sums(
     d_enc,
     columns,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """The five sums of one feature: scratch rows of its full pieces in order, then its tail."""
@@ -230,10 +228,10 @@ def feature_sums(
         right_stride,
         theta_ptr,
         columns,
-        columns < d_dec,
-        columns < d_enc,
+        d_dec,
+        d_enc,
         BLOCK_D,
-        UNROLL,
+        ROWS,
     )
     for piece in range(pieces):
         slot = start // CUT + piece
@@ -294,7 +292,7 @@ def _segment(
     BY_ENTRY: tl.constexpr,
     ADD: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    UNROLL: tl.constexpr,
+    ROWS: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """One feature, one slice. ADD: touched rows are added to what is there, all others are left alone."""
@@ -324,7 +322,7 @@ def _segment(
         d_enc,
         columns,
         BLOCK_D,
-        UNROLL,
+        ROWS,
         CUT,
     )
     if value_ptr is not None:
@@ -418,3 +416,39 @@ def launch_segment(
                 **config.options(),
             )
     return FeatureSums(dec, enc, *vectors)
+
+
+STREAMS = {
+    "feature_ptr": "i32", "ptr_ptr": "i64", "token_ptr": "i32", "value_ptr": "fp32", "grad_ptr": "fp32",
+    "dec_scratch_ptr": "fp32", "enc_scratch_ptr": "fp32", "sums_scratch_ptr": "fp32",
+}  # fmt: skip
+
+
+def aot_cases(d: int) -> list[AotCase]:
+    """Both gradients in one pass, one gradient alone, and the pieces of long runs, in each dtype."""
+    cases = []
+    for dtype in DTYPES:
+        even = aligned(d, dtype)
+        odd = () if even else ("d_dec", "d_enc", "left_stride", "right_stride")
+        both = {**STREAMS, "left_ptr": dtype, "right_ptr": dtype, "theta_ptr": "fp32"}
+        decoder = {**both, "grad_ptr": None, "right_ptr": None, "theta_ptr": None}
+        vectors = {"bias_ptr": "fp32", "dtheta_ptr": "fp32", "count_ptr": "i32"}
+        cases.append(case(f"segment pieces {dtype}", _pieces, CONFIGS, both, odd=odd, vector_loads=even))
+        for name, streams, add in (
+            ("both", both, False),
+            ("both, added", both, True),
+            ("decoder", decoder, False),
+        ):
+            outputs = {"dec_ptr": dtype, "enc_ptr": dtype if streams is both else None, **vectors}
+            cases.append(
+                case(
+                    f"segment {name} {dtype}",
+                    _segment,
+                    CONFIGS,
+                    {**streams, **outputs},
+                    odd=odd,
+                    constants={"BY_ENTRY": add, "ADD": add},
+                    vector_loads=even,
+                )
+            )
+    return cases
