@@ -75,12 +75,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         name = context.command_path.removeprefix("fasttc ")
         torch.manual_seed(seed)
         resolved = _device(device)
-        settings = {
-            **{key: _plain(value) for key, value in options.items()},
-            "seed": seed,
-            "device": resolved,
-            "dtype": dtype,
-        }
+        settings = {**_flat(options), "seed": seed, "device": resolved, "dtype": dtype}
         run = Run(name, settings, as_json, seed, resolved, getattr(torch, dtype))
         shown = " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         click.echo(f"fasttc {name}: {shown}", err=True)
@@ -90,8 +85,16 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them, those of a group beside the others."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= (
+            _flat(value)
+            if isinstance(value, dict)
+            else {key: str(value) if isinstance(value, Path) else value}
+        )
+    return flat
 
 
 def _device(name: str) -> str:

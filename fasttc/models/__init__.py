@@ -17,6 +17,7 @@ from fasttc.models.precision import float64_exact as float64_exact
 from fasttc.models.replace import ablated as ablated
 from fasttc.models.replace import overridden as overridden
 from fasttc.models.replace import replaced as replaced
+from fasttc.models.sample import sample as sample
 from fasttc.models.sites import bind_sites as bind_sites
 from fasttc.models.sites import check_match as check_match
 from fasttc.models.sites import default_sites as default_sites
@@ -38,5 +39,6 @@ __all__ = [
     "normalized",
     "overridden",
     "replaced",
+    "sample",
     "unwrap",
 ]

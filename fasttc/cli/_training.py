@@ -1,0 +1,49 @@
+"""The options of every verb that trains."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+NAMES = ("tokens", "lr", "warmup", "decay", "clip", "checkpoint_every", "resume")
+DECAYS = click.Choice(["cosine", "linear", "constant"])
+
+
+def training_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options :data:`NAMES`; the function gets them together as ``training``."""
+
+    @click.option(
+        "--tokens", default=1_000_000, show_default=True, help="Tokens to process, repeats counted."
+    )
+    @click.option("--lr", type=float, help="Learning rate at its height. Default: the method's.")
+    @click.option(
+        "--warmup", default=0.05, show_default=True, help="Share of the steps in which the rate rises."
+    )
+    @click.option("--decay", type=DECAYS, default="cosine", show_default=True, help="Of the rate after that.")
+    @click.option("--clip", default=1.0, show_default=True, help="Largest gradient norm; 0: no clipping.")
+    @click.option("--checkpoint-every", type=int, help="Steps between checkpoints. Default: ten in all.")
+    @click.option("--resume", is_flag=True, help="Continue the checkpoint in OUT.run, bit for bit.")
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> None:
+        training = {name: options.pop(name) for name in NAMES}
+        function(*args, training=training, **options)
+
+    return call
+
+
+def layer_table(report: Any) -> str:
+    """Quality on validation documents, per layer, as a table."""
+    from fasttc.cli._common import table
+
+    before = {quality.layer: quality.fvu for quality in report.before}
+    rows = []
+    for quality in report.layers:
+        row = {"layer": quality.layer, "FVU": quality.fvu, "L0": quality.l0, "dead": quality.dead}
+        rows.append({**row, "FVU before": before[quality.layer]} if quality.layer in before else row)
+    return table(rows)
+
+
+def costs(report: Any) -> str:
+    """What a training took, in one line."""
+    return f"{report.steps:,} steps, {report.tokens:,} tokens, {report.seconds:.1f} s"
