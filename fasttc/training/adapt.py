@@ -1,0 +1,181 @@
+"""PAT: transcoders of a base model, carried over to the fine-tuned model by a little training."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttc.models import check_match
+from fasttc.nn import Transcoder, TranscoderSet
+from fasttc.training.activations import activation_source
+from fasttc.training.fit import (
+    finish_transcoders,
+    model_name,
+    run_loop,
+    save_result,
+    validation_quality,
+)
+from fasttc.training.loop import Progress, Run
+from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
+from fasttc.training.quality import LayerQuality
+from fasttc.training.report import TranscoderReport
+from fasttc.training.scratch import default_lr, first_activations
+from fasttc.training.transcoding import Objective, TranscoderTask, activation_scales
+
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptOptions(TrainingOptions):
+    """Options of :func:`adapt`, with those of :class:`fasttc.training.options.TrainingOptions`.
+
+    Attributes:
+        train: names of the parameters to train, of W_enc, b_enc, W_dec, b_dec, W_skip; None: all of them.
+        train_threshold: JumpReLU thresholds are trained too; frozen otherwise.
+        target_l0: JumpReLU and ReLU are steered to this mean number of active features; None: to what the base's
+            transcoders have on the same validation documents, layer by layer. TopK keeps its k.
+        steer: False lets L0 go where it will.
+        aux: weight of the AuxK loss (TopK only).
+        dead_after: tokens without activation after which a feature is dead; None: a twentieth of the budget, at
+            most ten million.
+    """
+
+    train: tuple[str, ...] | None = None
+    train_threshold: bool = False
+    target_l0: float | None = None
+    steer: bool = True
+    aux: float = 1 / 32
+    dead_after: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train is not None:
+            names = (self.train,) if isinstance(self.train, str) else tuple(self.train)
+            allowed = [name for name in PARAMETERS if name != "threshold"]
+            wrong = [name for name in names if name not in allowed]
+            if wrong or not names:
+                raise ValueError(f"train: expected some of {', '.join(allowed)}, got {wrong or 'none'}")
+            object.__setattr__(self, "train", names)
+        if self.target_l0 is not None and not self.target_l0 > 0:
+            raise ValueError(f"target_l0: expected a number > 0, got {self.target_l0!r}")
+        if not self.aux >= 0:
+            raise ValueError(f"aux: expected a number >= 0, got {self.aux!r}")
+        if self.dead_after is not None:
+            self.positive_int("dead_after")
+
+    def trained(self) -> list[str]:
+        """Names of what is trained."""
+        names = (
+            [name for name in PARAMETERS if name != "threshold"] if self.train is None else list(self.train)
+        )
+        return [*names, "threshold"] if self.train_threshold else names
+
+
+def adapt(
+    model: Any,
+    tcs: TranscoderSet,
+    data: Any,
+    tokenizer: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool | str = False,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    checkpoint_every: int | None = None,
+    log_every: int = 10,
+    **options: Any,
+) -> tuple[TranscoderSet, TranscoderReport]:
+    """Adapts the transcoders of a base model to a fine-tuned one (PAT; methods of Tan et al., AAAI-26).
+
+    Starts from the base's weights. The target of every layer is the output of the *fine-tuned* MLP on the inputs that
+    the *fine-tuned* model gives it. Nothing of the base model itself is needed.
+
+    Args:
+        model: the fine-tuned model. It is not changed.
+        tcs: transcoders of the base model; they are not changed either. Any subset of the layers.
+        data, tokenizer, out, resume, progress, callbacks, checkpoint_every, log_every: as in
+            :func:`fasttc.training.train`.
+        options: fields of :class:`AdaptOptions`. The default of ``lr`` is half of that of training from scratch.
+
+    Returns:
+        (adapted transcoders in the dtype of the base's, report with the quality before and after).
+
+    Raises:
+        ValueError: as :func:`fasttc.training.train`; transcoders that do not fit the model, by shape or because
+            they explain nothing of it (median FVU above 1 before adaptation).
+        Interrupted: Ctrl-C; the checkpoint resumes.
+    """
+    config = make_options(AdaptOptions, "adapt", options)
+    check_match(model, tcs, tcs.layers)
+    run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
+    tokens = config.open(model, data, tokenizer)
+    with seeded(config.seed), activation_source(model, tcs.sites) as source:
+        samples = first_activations(source, tokens, config.batch_size)
+        transcoders = [_working_copy(tc, x) for tc, x in zip(tcs, samples[0], strict=True)]
+        before = validation_quality(source, transcoders, tokens, config)
+        _check_explains(before)
+        objective = _objective(config, transcoders, before, tokens.context)
+        lr = config.lr or default_lr(transcoders[0].d_in) / 2
+        task = TranscoderTask(
+            transcoders,
+            source,
+            objective,
+            [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
+            trained=config.trained(),
+            betas=(0.9, config.beta2),
+            clip=config.clip,
+        )
+        origin = {"sites": [site.to_dict() for site in source.sites], "base": _fingerprint(tcs)}
+        outcome = run_loop(task, tokens, model, config, lr, run, origin)
+        layers = validation_quality(source, transcoders, tokens, config)
+        target = objective.target_l0
+        settings = {**config.to_dict(), "lr": lr, "context": tokens.context, "trained": config.trained()}
+        settings["target_l0"] = list(target) if isinstance(target, tuple) else target
+        provenance = {"model": model_name(model), "base": dict(tcs.metadata)}
+        adapted, report = finish_transcoders(
+            "adapt", task, source.sites, outcome, tokens, settings, layers, before, provenance
+        )
+        for transcoder, base in zip(adapted, tcs, strict=True):
+            transcoder.to(base.W_enc.dtype)
+    save_result(run, out, adapted.save_pretrained, report)
+    return adapted, report
+
+
+def _working_copy(transcoder: Transcoder, x: torch.Tensor) -> Transcoder:
+    """A copy where the activations are, in their precision (at least float32)."""
+    return copy.deepcopy(transcoder).to(device=x.device, dtype=x.dtype)
+
+
+def _check_explains(before: Sequence[LayerQuality]) -> None:
+    fvus = sorted(quality.fvu for quality in before)
+    median = fvus[len(fvus) // 2]
+    if not median <= 1:
+        worst = ", ".join(f"layer {q.layer}: {q.fvu:.2f}" for q in before[:4])
+        raise ValueError(
+            f"transcoders: expected ones of this model's base, these explain nothing of it (FVU {worst}); "
+            "they belong to another model, or read and write elsewhere than their sites say"
+        )
+
+
+def _objective(
+    config: AdaptOptions, transcoders: Sequence[Transcoder], before: Sequence[LayerQuality], context: int
+) -> Objective:
+    steers = config.steer and transcoders[0].activation in ("jumprelu", "relu")
+    goal = tuple(config.target_l0 or quality.l0 for quality in before)
+    patience = max(config.tokens // 20, 2 * config.batch_size * context)
+    return Objective(
+        aux=config.aux,
+        dead_after=min(patience, 10_000_000) if config.dead_after is None else config.dead_after,
+        target_l0=goal if steers else None,
+        l1=1e-3 if steers else 0.0,
+    )
+
+
+@torch.no_grad()
+def _fingerprint(tcs: TranscoderSet) -> str:
+    from fasttc.training.checkpoint import model_fingerprint
+
+    return "".join(model_fingerprint(transcoder) for transcoder in tcs)

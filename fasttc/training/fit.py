@@ -1,0 +1,97 @@
+"""What training from scratch and adapting have in common: transcoders, a source, an objective, a report."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import fasttc
+from fasttc._files import write_json
+from fasttc.nn import Site, Transcoder, TranscoderSet
+from fasttc.training.activations import ActivationSource
+from fasttc.training.checkpoint import model_fingerprint
+from fasttc.training.data import TokenData
+from fasttc.training.loop import Loop, Outcome, Run
+from fasttc.training.options import TrainingOptions
+from fasttc.training.quality import LayerQuality, measure
+from fasttc.training.report import TranscoderReport, common
+from fasttc.training.transcoding import TranscoderTask
+
+
+def validation_quality(
+    source: ActivationSource, transcoders: Sequence[Transcoder], data: TokenData, options: TrainingOptions
+) -> list[LayerQuality]:
+    """Quality on validation documents."""
+    batches = data.batches("validation", options.batch_size, max_tokens=options.validation_tokens)
+    return measure(source, transcoders, batches)
+
+
+def run_loop(
+    task: Any,
+    data: TokenData,
+    model: nn.Module,
+    options: TrainingOptions,
+    lr: float,
+    run: Run,
+    extra: dict[str, Any] | None = None,
+) -> Outcome:
+    """Trains for the whole budget. A checkpoint is good for the same options, data and model only."""
+    steps = options.steps(data.context)
+    identity = {
+        **options.to_dict(),
+        "lr": lr,
+        "data": data.fingerprint,
+        "context": data.context,
+        "fractions": [len(part) for part in data.splits.values()],
+        "model": model_fingerprint(model),
+        **(extra or {}),
+    }
+    return Loop(
+        task=task,
+        stream=data.stream("train", options.batch_size, seed=options.seed),
+        steps=steps,
+        lr=lr,
+        warmup=int(options.warmup * steps),
+        decay=options.decay,
+        run=run,
+        config=identity,
+    ).run_all()
+
+
+def finish_transcoders(
+    kind: str,
+    task: TranscoderTask,
+    sites: Sequence[Site],
+    outcome: Outcome,
+    data: TokenData,
+    config: dict[str, Any],
+    layers: list[LayerQuality],
+    before: list[LayerQuality],
+    provenance: dict[str, Any],
+) -> tuple[TranscoderSet, TranscoderReport]:
+    """The trained set in evaluation mode, with its report in the metadata."""
+    report = TranscoderReport(
+        **common(kind, outcome, data, config["seed"], config), layers=layers, before=before
+    )
+    for transcoder in task.transcoders:
+        transcoder.eval().requires_grad_(True)
+    training = {key: value for key, value in report.to_dict().items() if key != "last"}
+    metadata = {"fasttc_version": fasttc.__version__, **provenance, "training": training}
+    return TranscoderSet(task.transcoders, list(sites), metadata), report
+
+
+def save_result(run: Run, out: str | Path | None, save: Any, report: Any) -> None:
+    """Writes the result, then its report beside the log, and only then drops the checkpoint."""
+    if out is None or run.folder is None:
+        return
+    save(out)
+    write_json(run.folder / "report.json", report.to_dict())
+    if run.checkpoint is not None:
+        shutil.rmtree(run.checkpoint, ignore_errors=True)
+
+
+def model_name(model: nn.Module) -> str:
+    config: Any = model.config
+    return getattr(config, "name_or_path", "") or getattr(config, "model_type", type(model).__name__)

@@ -1,0 +1,323 @@
+"""The loop of every training: blocks in, one optimiser step each, a log, checkpoints, and a safe way to stop."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fasttc._files import atomic_file
+from fasttc.training.checkpoint import check_same, load_checkpoint, save_checkpoint
+from fasttc.training.data import TokenStream
+from fasttc.training.optimiser import Optimiser, schedule
+from fasttc.training.packing import TokenBatch
+
+
+class Task(Protocol):
+    """What is trained: turns a block into gradients and says what has to be saved."""
+
+    optimiser: Optimiser
+    divergence: tuple[float, float]
+    """(factor, offset): a loss above ``factor * lowest + offset`` has diverged."""
+
+    def backward(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Leaves gradients; returns metrics, scalars or [L], on the device. "loss" is the one that is watched."""
+        ...
+
+    def after_step(self, metrics: dict[str, Tensor]) -> None:
+        """Whatever follows an update: constraints, controllers."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values besides the optimiser's."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What callbacks are given, after every step: everything is consistent then."""
+
+    step: int
+    steps: int
+    tokens: int
+    task: Any
+
+
+@dataclass
+class Run:
+    """How a training is run, none of which changes its result.
+
+    Attributes:
+        folder: where the checkpoint and the log go; None writes nothing.
+        resume: True continues the checkpoint in ``folder``, "auto" does so if there is one.
+        progress: shows a bar.
+        callbacks: called with a :class:`Progress` after every step.
+        checkpoint_every: steps between checkpoints; None: ten in all.
+        log_every: steps averaged in a line of ``metrics.jsonl``; also how soon a bad loss is seen.
+        label: of the bar.
+    """
+
+    folder: Path | None = None
+    resume: bool | str = False
+    progress: bool = True
+    callbacks: Sequence[Callable[[Progress], None]] = ()
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    label: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.resume not in (True, False, "auto"):
+            raise ValueError(f"resume: expected True, False or 'auto', got {self.resume!r}")
+        if self.resume is True and self.folder is None:
+            raise ValueError(
+                "resume: expected out=, the place whose checkpoint is to be continued; got out=None"
+            )
+        for name in ("checkpoint_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return None if self.folder is None else self.folder / "checkpoint"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training. ``step`` steps are done; ``checkpoint`` resumes there, or is None."""
+
+    def __init__(self, step: int, checkpoint: Path | None) -> None:
+        kept = f"; {checkpoint} resumes there" if checkpoint else "; nothing was saved (no out= was given)"
+        super().__init__(f"interrupted after step {step}{kept}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class Diverged(ValueError):
+    """The loss became infinite, not a number, or rose far above its lowest. ``checkpoint`` is the last good one."""
+
+    def __init__(self, step: int, loss: float, lowest: float, checkpoint: Path | None) -> None:
+        kept = f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
+        super().__init__(
+            f"training diverged at step {step}: loss {loss:.4g}, lowest before {lowest:.4g}; "
+            f"try a lower learning rate{kept}"
+        )
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+@dataclass
+class Outcome:
+    """What a loop has done: totals over all sittings and the last averaged metrics."""
+
+    steps: int
+    tokens: int
+    epochs: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+@dataclass
+class Loop:
+    """Runs a task for a fixed number of steps.
+
+    Args:
+        task: see :class:`Task`.
+        stream: of blocks.
+        steps, lr, warmup, decay: the schedule.
+        run: see :class:`Run`.
+        config: what a checkpoint has to agree on to be resumed (JSON types).
+    """
+
+    task: Task
+    stream: TokenStream
+    steps: int
+    lr: float
+    warmup: int
+    decay: str
+    run: Run
+    config: dict[str, Any]
+    _step: int = 0
+    _tokens: int = 0
+    _seconds: float = 0.0
+    _lowest: float = math.inf
+    _window: list[dict[str, Tensor]] = field(default_factory=list)
+    _last: dict[str, Any] = field(default_factory=dict)
+    _in_step: bool = False
+    _saved_at: int | None = None
+
+    def run_all(self) -> Outcome:
+        """Trains to the end, or raises :class:`Interrupted` or :class:`Diverged`."""
+        self._start()
+        every = self.run.checkpoint_every or max(1, math.ceil(self.steps / 10))
+        try:
+            with _stop_flag() as stopped, self._bar() as bar:
+                started = time.perf_counter() - self._seconds
+                while self._step < self.steps:
+                    self._one_step()
+                    self._seconds = time.perf_counter() - started
+                    bar.update()
+                    due = self._step % every == 0 and self._step < self.steps
+                    if due or stopped() or self._step % self.run.log_every == 0 or self._step == self.steps:
+                        self._flush(bar)
+                    if due:
+                        self._save()
+                    if stopped():
+                        raise KeyboardInterrupt
+                    for callback in self.run.callbacks:
+                        callback(Progress(self._step, self.steps, self._tokens, self.task))
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+        return Outcome(self.steps, self._tokens, self.stream.epoch, self._seconds, self._last)
+
+    def _one_step(self) -> None:
+        self._in_step = True
+        batch = self.stream.next()
+        metrics = self.task.backward(batch)
+        self.task.optimiser.step(self.lr * schedule(self._step, self.steps, self.warmup, self.decay))
+        self.task.after_step(metrics)
+        self._window.append(metrics)
+        self._step += 1
+        self._tokens += batch.n_tokens
+        self._in_step = False
+
+    def _flush(self, bar: Any) -> None:
+        """Brings the metrics of the last steps to the host: the one moment the loop waits for the device."""
+        if not self._window:
+            return
+        columns = {
+            name: torch.stack([m[name] for m in self._window]).double().cpu() for name in self._window[0]
+        }
+        first = self._step - len(self._window) + 1
+        self._window.clear()
+        for offset, loss in enumerate(columns["loss"].tolist()):
+            if not math.isfinite(loss):
+                raise Diverged(first + offset, loss, self._lowest, self._last_checkpoint())
+        averages: dict[str, Any] = {name: column.mean(0).tolist() for name, column in columns.items()}
+        factor, offset = self.task.divergence
+        if averages["loss"] > factor * self._lowest + offset:
+            raise Diverged(self._step, averages["loss"], self._lowest, self._last_checkpoint())
+        self._lowest = min(self._lowest, averages["loss"])
+        self._last = averages
+        bar.set_postfix_str(f"loss {averages['loss']:.4f}", refresh=False)
+        if self.run.folder is not None:
+            rate = self.lr * schedule(self._step - 1, self.steps, self.warmup, self.decay)
+            line = {
+                "step": self._step,
+                "tokens": self._tokens,
+                "lr": rate,
+                "seconds": self._seconds,
+                **averages,
+            }
+            with (self.run.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+
+    def _start(self) -> None:
+        if self.run.folder is None or self.run.checkpoint is None:
+            return
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        if self.run.resume is True or (self.run.resume and self.run.checkpoint.is_dir()):
+            self._resume(self.run.checkpoint)
+        else:
+            (self.run.folder / "metrics.jsonl").write_text("", encoding="utf-8")
+
+    def _resume(self, path: Path) -> None:
+        tensors, values = load_checkpoint(path)
+        check_same(values["config"], self.config, path)
+        self.task.optimiser.restore(_under(tensors, "optimiser."))
+        self.task.restore(_under(tensors, "task."), values["task"])
+        self.stream.restore(values["stream"])
+        self._step, self._tokens, self._seconds = values["step"], values["tokens"], values["seconds"]
+        self._lowest = math.inf if values["lowest"] is None else values["lowest"]
+        self._last = values["last"]
+        self._saved_at = self._step
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drops what an earlier sitting logged after the checkpoint: those steps are done again."""
+        assert self.run.folder is not None, "a run that resumes has a folder"
+        log = self.run.folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+        with atomic_file(log) as temporary:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self._step]
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def _save(self) -> None:
+        if self.run.checkpoint is None:
+            return
+        tensors, values = self.task.state()
+        named = {f"optimiser.{name}": t for name, t in self.task.optimiser.state().items()}
+        named |= {f"task.{name}": t for name, t in tensors.items()}
+        state = {
+            "config": self.config,
+            "step": self._step,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "lowest": None if math.isinf(self._lowest) else self._lowest,
+            "last": self._last,
+            "stream": self.stream.state(),
+            "task": values,
+        }
+        save_checkpoint(self.run.checkpoint, named, state)
+        self._saved_at = self._step
+
+    def _last_checkpoint(self) -> Path | None:
+        return None if self._saved_at is None else self.run.checkpoint
+
+    def _interrupted(self) -> Interrupted:
+        """Saves where the run stands, unless the interrupt fell into the middle of a step."""
+        if not self._in_step and self._saved_at != self._step:
+            self._save()
+        step = self._step if self._saved_at is None else self._saved_at
+        return Interrupted(step, self._last_checkpoint())
+
+    def _bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(
+            total=self.steps,
+            initial=self._step,
+            desc=self.run.label,
+            unit="step",
+            disable=not self.run.progress,
+            leave=False,
+        )
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """Within it, Ctrl-C is remembered instead of raised, so that no step is cut in two. A second one is raised.
+
+    Outside the main thread signals cannot be caught; there the interrupt is raised where it falls.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    hits: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, _frame: Any) -> None:
+        hits.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    replaceable = before is signal.default_int_handler
+    if replaceable:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(hits)
+    finally:
+        if replaceable:
+            signal.signal(signal.SIGINT, before)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,139 @@
+"""Adam over float32 masters with a rate per tensor, clipping by group, and a state that is plain tensors."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Decay = Literal["cosine", "linear", "constant"]
+
+
+def schedule(step: int, steps: int, warmup: int, decay: str) -> float:
+    """Factor on the learning rate at ``step`` (from 0) of ``steps``: linear warm-up, then decay towards zero.
+
+    "cosine" and "linear" reach zero after the last step, "constant" stays at one.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if decay == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass
+class Group:
+    """Parameters clipped together.
+
+    Attributes:
+        parameters: by name; the names are those of the optimiser's state.
+        scales: factor on the learning rate by name, 1 where absent. The gradient norm that is clipped is that of
+            the scaled parameters, so that it does not depend on the units of the activations.
+    """
+
+    parameters: dict[str, Tensor]
+    scales: dict[str, float] = field(default_factory=dict)
+
+
+class Optimiser:
+    """Adam (decoupled weight decay) for several groups. Deterministic; never waits for the device.
+
+    Parameters of lower precision get float32 masters: the step is taken there and rounded back.
+
+    Args:
+        groups: see :class:`Group`.
+        betas, eps, weight_decay: of Adam.
+        clip: largest gradient norm of a group; 0 or None: no clipping.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        clip: float | None = 1.0,
+    ) -> None:
+        self._groups = groups
+        self._clip = clip
+        self._masters: dict[str, Tensor] = {}
+        param_groups = []
+        for group in groups:
+            for name, parameter in group.parameters.items():
+                same = parameter.dtype in (torch.float32, torch.float64)
+                self._masters[name] = parameter if same else parameter.detach().float()
+                scale = group.scales.get(name, 1.0)
+                param_groups.append({"params": [self._masters[name]], "scale": scale})
+        self._fused = {t.device.type for t in self._masters.values()} <= {"cpu", "cuda"}
+        kind = {"fused": True} if self._fused else {"foreach": True}
+        self._adam = torch.optim.AdamW(
+            param_groups, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, **kind
+        )
+
+    def step(self, lr: float) -> None:
+        """One update with the gradients that are there; drops them."""
+        for group in self._groups:
+            if self._clip:
+                self._clip_group(group, self._clip)
+            for name, parameter in group.parameters.items():
+                master = self._masters[name]
+                if master is not parameter:
+                    master.grad = None if parameter.grad is None else parameter.grad.float()
+        for param_group in self._adam.param_groups:
+            param_group["lr"] = lr * param_group["scale"]
+        self._adam.step()
+        for group in self._groups:
+            for name, parameter in group.parameters.items():
+                master = self._masters[name]
+                if master is not parameter:
+                    parameter.detach().copy_(master)
+                    master.grad = None
+                parameter.grad = None
+
+    @staticmethod
+    @torch.no_grad()
+    def _clip_group(group: Group, clip: float) -> None:
+        grads, norms = [], []
+        for name, parameter in group.parameters.items():
+            if parameter.grad is not None:
+                grads.append(parameter.grad)
+                norms.append(parameter.grad.norm(dtype=torch.float32) * group.scales.get(name, 1.0))
+        if grads:
+            norm = torch.stack([n.to(norms[0].device) for n in norms]).norm()
+            factor = (clip / (norm + 1e-12)).clamp(max=1.0)
+            for grad in grads:
+                grad.mul_(factor.to(grad.device))
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the optimiser by name, masters included."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self._masters.items():
+            tensors[f"{name}.master"] = master.detach()
+            for key, value in self._adam.state.get(master, {}).items():
+                tensors[f"{name}.{key}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over a state, and writes the masters to the parameters."""
+        for group in self._groups:
+            for name, parameter in group.parameters.items():
+                master = self._masters[name]
+                master.copy_(tensors[f"{name}.master"])
+                if master is not parameter:
+                    parameter.copy_(master)
+                state = self._adam.state[master] = {}
+                if f"{name}.step" in tensors:
+                    for key in ("step", "exp_avg", "exp_avg_sq"):
+                        on_device = self._fused or key != "step"  # where AdamW itself keeps the count
+                        device = master.device if on_device else torch.device("cpu")
+                        state[key] = tensors[f"{name}.{key}"].to(device).clone()
+
+
+def check_schedule(decay: str) -> None:
+    if decay not in get_args(Decay):
+        raise ValueError(f"decay: expected one of {', '.join(get_args(Decay))}, got {decay!r}")

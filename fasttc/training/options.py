@@ -1,0 +1,119 @@
+"""Options that every training shares, and how keyword arguments become a checked, frozen configuration."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fasttc.training.data import TokenData, open_data
+from fasttc.training.optimiser import check_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of every training.
+
+    Attributes:
+        tokens: budget: tokens to process, repeats and BOS counted. Rounded up to whole steps of
+            ``batch_size * context``; padding takes a few per cent of those.
+        lr: Adam's learning rate at its height; None takes the documented default.
+        batch_size: rows in a step.
+        context: tokens in a row.
+        text: how a record becomes text; see :func:`fasttc.training.documents.read_documents`.
+        fractions: shares of documents for train, validation, test.
+        split_seed: which documents go where. Keep it the same for all steps of a study.
+        validation_tokens: held-out tokens for the report.
+        warmup: share of the steps in which the rate rises.
+        decay: "cosine", "linear" or "constant" after that.
+        beta2: Adam's second decay rate.
+        clip: largest gradient norm; 0: no clipping.
+        seed: of initial weights and of the order of the data.
+    """
+
+    tokens: int = 1_000_000
+    lr: float | None = None
+    batch_size: int = 8
+    context: int = 128
+    text: str | None = None
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    split_seed: int = 0
+    validation_tokens: int = 16_384
+    warmup: float = 0.05
+    decay: str = "cosine"
+    beta2: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_size", "validation_tokens"):
+            self.positive_int(name)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"seed: expected an int, got {self.seed!r}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected a number > 0, got {self.lr!r}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: expected a share of the steps in [0, 1), got {self.warmup!r}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2: expected a number in [0, 1), got {self.beta2!r}")
+        if not self.clip >= 0:
+            raise ValueError(f"clip: expected a number >= 0, got {self.clip!r}")
+        check_schedule(self.decay)
+        object.__setattr__(self, "fractions", tuple(self.fractions))
+
+    def positive_int(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
+
+    def steps(self, context: int) -> int:
+        return math.ceil(self.tokens / (self.batch_size * context))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, so that it compares equal to what a checkpoint gives back."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def open(self, model: nn.Module, data: Any, tokenizer: Any) -> TokenData:
+        """The data with its split. A ``TokenData`` keeps its own context and split."""
+        return open_data(
+            model,
+            data,
+            tokenizer,
+            text=self.text,
+            context=self.context,
+            fractions=self.fractions,
+            split_seed=self.split_seed,
+        )
+
+
+Options = TypeVar("Options", bound=TrainingOptions)
+
+
+def make_options(kind: type[Options], function: str, given: dict[str, Any]) -> Options:
+    """Keyword arguments as a configuration; TypeError naming the options there are for one that does not exist."""
+    known = [field.name for field in fields(kind)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(f"{function}: unknown option {unknown[0]!r}; expected one of {', '.join(known)}")
+    return kind(**given)
+
+
+def run_folder(out: str | Path | None) -> Path | None:
+    """``<out>.run``: where a training whose result goes to ``out`` keeps its checkpoint and its log."""
+    if out is None:
+        return None
+    path = Path(out)
+    return path.with_name(f"{path.name}.run")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global random generators start from ``seed`` inside and are put back after."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,254 @@
+"""Training transcoders from scratch: one for every MLP, all at once, on one stream through the model."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttc.models import default_sites
+from fasttc.nn import Site, Transcoder, TranscoderSet
+from fasttc.nn.transcoder import Activation, TranscoderConfig
+from fasttc.training.activations import ActivationSource, activation_source
+from fasttc.training.data import TokenData
+from fasttc.training.fit import finish_transcoders, model_name, run_loop, save_result, validation_quality
+from fasttc.training.loop import Progress, Run
+from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
+from fasttc.training.report import TranscoderReport
+from fasttc.training.transcoding import Objective, TranscoderTask, activation_scales
+
+INITIAL_TOKENS = 2048
+"""Tokens that the initial weights are fitted to."""
+DENSE_ELEMENTS = 2**27
+"""Largest dense [tokens, features] block of that fit: 1 GiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchOptions(TrainingOptions):
+    """Options of :func:`train`, with those of :class:`fasttc.training.options.TrainingOptions`.
+
+    Attributes:
+        n_features: F, of every layer.
+        k: active features per token: exactly (topk), on average over a batch (batchtopk), as the target of a
+            penalty (jumprelu, relu).
+        activation: "topk", "batchtopk", "jumprelu" or "relu".
+        skip: adds a linear path from x to y.
+        layers: of the model; None: all.
+        aux: weight of the AuxK loss, by which dead features of TopK learn what the others leave over.
+        k_aux: dead features used per token; None: half the model's width.
+        dead_after: tokens without activation after which a feature is dead; None: a twentieth of the budget, at
+            most ten million.
+        l1: ReLU only: a fixed weight for the L1 penalty instead of the target.
+        unit_decoder: keeps decoder rows at norm one all the time, not only at the start.
+    """
+
+    n_features: int = 4096
+    k: int = 32
+    activation: Activation = "topk"
+    skip: bool = False
+    layers: tuple[int, ...] | None = None
+    aux: float = 1 / 32
+    k_aux: int | None = None
+    dead_after: int | None = None
+    l1: float | None = None
+    unit_decoder: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_features", "k"):
+            self.positive_int(name)
+        for name in ("k_aux", "dead_after"):
+            if getattr(self, name) is not None:
+                self.positive_int(name)
+        if self.k > self.n_features:
+            raise ValueError(f"k: expected at most n_features = {self.n_features}, got {self.k}")
+        for name in ("aux", "l1"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+        if self.l1 is not None and self.activation != "relu":
+            raise ValueError(f"l1: expected None for activation {self.activation!r}, got {self.l1!r}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        TranscoderConfig(
+            1, self.n_features, 1, self.activation, self.k if "topk" in self.activation else None
+        )
+
+
+def train(
+    model: Any,
+    data: Any,
+    tokenizer: Any = None,
+    *,
+    sites: Sequence[Site] | None = None,
+    out: str | Path | None = None,
+    resume: bool | str = False,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[Progress], None]] = (),
+    checkpoint_every: int | None = None,
+    log_every: int = 10,
+    **options: Any,
+) -> tuple[TranscoderSet, TranscoderReport]:
+    """Trains transcoders for the MLPs of a model, from nothing, on the model's own activations.
+
+    Args:
+        model: a Hugging Face causal language model of a supported family. It is not changed.
+        data: see :func:`fasttc.training.documents.read_documents`, or a :class:`fasttc.training.data.TokenData`.
+        tokenizer: for text.
+        sites: where to read and write; None: :func:`fasttc.models.default_sites`.
+        out: folder for the transcoders. Checkpoint, log and report go to ``<out>.run``.
+        resume, progress, callbacks, checkpoint_every, log_every: see :class:`fasttc.training.loop.Run`.
+        options: fields of :class:`ScratchOptions`. The default of ``lr`` is :func:`default_lr`.
+
+    Returns:
+        (transcoders in float32, report). The same options, data, model, machine and number of threads give the same
+        bits on a CPU, interrupted and resumed or not.
+
+    Raises:
+        ValueError, TypeError: bad options or data; a checkpoint of another configuration; diverging loss.
+        Interrupted: Ctrl-C; the checkpoint resumes.
+    """
+    config = make_options(ScratchOptions, "train", options)
+    run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
+    tokens = config.open(model, data, tokenizer)
+    chosen = _choose_sites(model, sites, config.layers)
+    with seeded(config.seed), activation_source(model, chosen) as source:
+        samples = first_activations(source, tokens, config.batch_size)
+        transcoders = initial_transcoders(*samples, config)
+        lr = config.lr or default_lr(transcoders[0].d_in)
+        task = TranscoderTask(
+            transcoders,
+            source,
+            _objective(config, tokens.context),
+            [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
+            decoder_scale=1.0,
+            betas=(0.9, config.beta2),
+            clip=config.clip,
+        )
+        where = {"sites": [site.to_dict() for site in source.sites]}
+        outcome = run_loop(task, tokens, model, config, lr, run, where)
+        layers = validation_quality(source, transcoders, tokens, config)
+        settings = {**config.to_dict(), "lr": lr, "context": tokens.context}
+        tcs, report = finish_transcoders(
+            "scratch", task, source.sites, outcome, tokens, settings, layers, [], {"model": model_name(model)}
+        )
+    save_result(run, out, tcs.save_pretrained, report)
+    return tcs, report
+
+
+def default_lr(d_in: int) -> float:
+    """``0.08 / sqrt(D)``: a step changes a weight of a row of norm one by at most 8 % of its usual size."""
+    return 0.08 / math.sqrt(d_in)
+
+
+def _choose_sites(model: Any, sites: Sequence[Site] | None, layers: Sequence[int] | None) -> list[Site]:
+    usual = list(default_sites(model) if sites is None else sites)
+    if layers is None:
+        return usual
+    present = {site.layer: site for site in usual}
+    missing = [layer for layer in layers if layer not in present]
+    if missing or not layers:
+        raise ValueError(f"layers: expected some of {sorted(present)}, got {list(layers)}")
+    return [present[layer] for layer in sorted(set(layers))]
+
+
+def _objective(config: ScratchOptions, context: int) -> Objective:
+    steers = config.activation == "jumprelu" or (config.activation == "relu" and config.l1 is None)
+    start = 1e-3 if config.activation == "relu" else 0.0
+    patience = max(config.tokens // 20, 2 * config.batch_size * context)
+    return Objective(
+        aux=config.aux,
+        k_aux=config.k_aux,
+        dead_after=min(patience, 10_000_000) if config.dead_after is None else config.dead_after,
+        target_l0=float(config.k) if steers else None,
+        l1=start if config.l1 is None else config.l1,
+        unit_decoder=config.unit_decoder,
+    )
+
+
+def first_activations(
+    source: ActivationSource, data: TokenData, batch_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """x and y of about :data:`INITIAL_TOKENS` training tokens at every site."""
+    parts = [source.read(b) for b in data.batches("train", batch_size, max_tokens=INITIAL_TOKENS)]
+    xs, ys = (
+        [torch.cat([part[side][i] for part in parts])[:INITIAL_TOKENS] for i in range(len(source.sites))]
+        for side in (0, 1)
+    )
+    if len(xs[0]) < 2:
+        raise ValueError("data: expected documents of at least three tokens, got none among the first")
+    return xs, ys
+
+
+@torch.no_grad()
+def initial_transcoders(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], config: ScratchOptions
+) -> list[Transcoder]:
+    """Transcoders before training, fitted to a first sample of x [N, D] and y [N, D_out] per layer.
+
+    Encoder rows have random directions and one norm; biases centre the pre-activations on the sample, or features
+    along the mean of x would win every time and the others never. ``b_dec`` is the mean of y. Activations are scaled
+    so that K decoder rows of norm one add up to the size of y. The decoder is the ridge regression of y on the
+    sample's activations (with ``unit_decoder``: random rows of norm one). JumpReLU thresholds are the quantile that
+    leaves K features active.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    return [_initial_transcoder(x, y, config, generator) for x, y in zip(xs, ys, strict=True)]
+
+
+def _initial_transcoder(
+    x: Tensor, y: Tensor, config: ScratchOptions, generator: torch.Generator
+) -> Transcoder:
+    d_in, d_out, n = x.shape[1], y.shape[1], config.n_features
+    directions = torch.randn(n, d_in, generator=generator).to(x)
+    directions /= directions.norm(dim=1, keepdim=True)
+    z = (x - x.mean(0)) @ directions.T
+    top = z.topk(min(config.k, n), dim=-1).values
+    _, y_scale = activation_scales(x, y)
+    scale = y_scale * math.sqrt(d_out) / max(float(top.relu().square().sum(-1).mean().sqrt()), 1e-12)
+    floor = float(top[:, -1].mean()) * scale
+    transcoder = Transcoder(
+        d_in,
+        n,
+        d_out,
+        config.activation,
+        config.k,
+        config.skip,
+        bandwidth=max(0.1 * abs(floor), 1e-6),
+        dtype=x.dtype,
+        device=x.device,
+    )
+    transcoder.W_enc.copy_(scale * directions)
+    transcoder.b_enc.copy_(-scale * (directions @ x.mean(0)))
+    transcoder.b_dec.copy_(y.mean(0))
+    if config.activation == "jumprelu" and transcoder.threshold is not None:
+        transcoder.threshold.fill_(max(floor, 0.0))
+    elif config.activation == "relu":
+        transcoder.b_enc -= floor
+    if config.unit_decoder:
+        decoder = torch.randn(n, d_out, generator=generator).to(y)
+        transcoder.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True))
+    else:
+        transcoder.W_dec.copy_(_ridge_decoder(transcoder, x, y - y.mean(0)))
+    return transcoder
+
+
+def _ridge_decoder(transcoder: Transcoder, x: Tensor, y: Tensor, ridge: float = 0.1) -> Tensor:
+    """Decoder rows [F, D_out] by ridge regression of y on the features of x: ``(A^T A + λ)^-1 A^T y``.
+
+    λ is ``ridge`` times the mean squared activation sum of a feature. Solved in the smaller of F x F and N x N.
+    """
+    n = max(256, min(len(x), DENSE_ELEMENTS // transcoder.n_features))
+    A = transcoder.train().encode(x[:n]).to_dense().double()
+    y = y[:n].double()
+    penalty = max(ridge * float(A.square().sum()) / A.shape[1], 1e-12)
+    if A.shape[1] <= A.shape[0]:
+        return torch.cholesky_solve(A.T @ y, _factor(A.T @ A, penalty)).to(x.dtype)
+    return (A.T @ torch.cholesky_solve(y, _factor(A @ A.T, penalty))).to(x.dtype)
+
+
+def _factor(gram: Tensor, penalty: float) -> Tensor:
+    gram.diagonal().add_(penalty)
+    return torch.linalg.cholesky(gram)

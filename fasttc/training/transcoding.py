@@ -1,0 +1,222 @@
+"""The task of training transcoders, from scratch or from a warm start: all layers on one forward of the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttc.nn import Transcoder
+from fasttc.training import losses
+from fasttc.training.activations import ActivationSource
+from fasttc.training.optimiser import Group, Optimiser
+from fasttc.training.packing import TokenBatch
+
+REFRESH_DEAD = 8
+"""Steps between two looks at which features are dead: each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a transcoder is trained on besides its reconstruction.
+
+    Attributes:
+        aux: weight of the AuxK loss (TopK activations only).
+        k_aux: dead features used per token; None: half the output width.
+        dead_after: a feature is dead when it has not been active for so many tokens.
+        target_l0: mean number of active features that a penalty steers to, of every layer or one number per layer;
+            None: no steering.
+        l1: weight of the decoder-norm-weighted L1 penalty; with ``target_l0`` only its start.
+        l0: weight of the quadratic penalty on L0 / target (JumpReLU with trained thresholds).
+        unit_decoder: keeps the decoder rows at norm one.
+    """
+
+    aux: float = 1 / 32
+    k_aux: int | None = None
+    dead_after: int = 10_000_000
+    target_l0: float | tuple[float, ...] | None = None
+    l1: float = 0.0
+    l0: float = 1.0
+    unit_decoder: bool = False
+
+
+class Counters:
+    """Tokens since each feature of a layer was last active, and the features that counts as dead."""
+
+    def __init__(self, transcoder: Transcoder) -> None:
+        self.since = torch.zeros(transcoder.n_features, dtype=torch.int64, device=transcoder.W_enc.device)
+        self.dead = torch.zeros(transcoder.n_features, dtype=torch.bool, device=transcoder.W_enc.device)
+        self.rows: Tensor | None = None
+
+    @torch.no_grad()
+    def count(self, acts, n_tokens: int) -> None:
+        on = (acts.values != 0).reshape(-1).float()
+        fired = (
+            torch.zeros_like(self.since, dtype=torch.float32).index_add_(0, acts.indices.reshape(-1), on) > 0
+        )
+        self.since = torch.where(fired, 0, self.since + n_tokens)
+
+    def refresh(self, dead_after: int) -> None:
+        self.dead = self.since > dead_after
+        self.find_rows()
+
+    def find_rows(self) -> None:
+        rows = self.dead.nonzero()[:, 0]
+        self.rows = rows if len(rows) else None
+
+
+class TranscoderTask:
+    """Trains the transcoders of all layers, each on its own loss.
+
+    Args:
+        transcoders: changed in place; float32 (or float64).
+        source: of activations.
+        objective: see :class:`Objective`.
+        scales: per layer, root mean squares of x and of y about its mean: see :func:`activation_scales`.
+        trained: names of the parameters to train, for every layer; None: all there are.
+        decoder_scale: row norm to take for the decoder's rate; None: the one it has.
+        betas: of Adam.
+        clip: largest gradient norm of a layer.
+
+    The rate of every tensor is that of the schedule times the root mean square norm of the tensor's rows at the
+    start (encoder, decoder, skip), or the size of the pre-activations or outputs (biases, thresholds): Adam moves
+    every weight by about the rate whatever its size, so without this the result would depend on the units of x and y.
+    """
+
+    divergence = (10.0, 1.0)
+
+    def __init__(
+        self,
+        transcoders: Sequence[Transcoder],
+        source: ActivationSource,
+        objective: Objective,
+        scales: Sequence[tuple[float, float]],
+        *,
+        trained: Sequence[str] | None = None,
+        decoder_scale: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        clip: float | None = 1.0,
+    ) -> None:
+        self.transcoders = list(transcoders)
+        self._source = source
+        self._objective = objective
+        self._counters = [Counters(t) for t in self.transcoders]
+        self._l1 = [torch.tensor(float(objective.l1), device=t.W_enc.device) for t in self.transcoders]
+        self._steps = 0
+        groups = []
+        for i, (transcoder, scale) in enumerate(zip(self.transcoders, scales, strict=True)):
+            transcoder.train()
+            parameters = dict(transcoder.named_parameters())
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(trained is None or name in trained)
+            rates = rate_scales(transcoder, *scale)
+            rates["W_dec"] = decoder_scale or rates["W_dec"]
+            kept = {f"{i}.{name}": p for name, p in parameters.items() if p.requires_grad}
+            groups.append(Group(kept, {name: rates[name.split(".", 1)[1]] for name in kept}))
+        self.optimiser = Optimiser(groups, betas=betas, clip=clip)
+
+    def backward(self, batch: TokenBatch) -> dict[str, Tensor]:
+        if self._steps % REFRESH_DEAD == 0 and self._objective.aux:
+            for counters in self._counters:
+                counters.refresh(self._objective.dead_after)
+        rows: list[dict[str, Tensor]] = []
+        for i, (x, y) in enumerate(zip(*self._source.read(batch), strict=True)):
+            loss, metrics = self._layer_loss(i, x, y)
+            loss.backward()
+            rows.append(metrics)
+        device = rows[0]["fvu"].device
+        columns = {name: torch.stack([row[name].to(device) for row in rows]) for name in rows[0]}
+        return {"loss": columns["fvu"].mean(), **columns}
+
+    def _layer_loss(self, i: int, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        transcoder, objective = self.transcoders[i], self._objective
+        acts = transcoder.encode(x)
+        prediction = transcoder.decode(acts, x)
+        variance = losses.variance_sum(y)
+        fvu = losses.normalised_mse(prediction, y, variance)
+        l0 = acts.l0().mean()
+        loss = fvu
+        if self._counts_l0(i):
+            loss = loss + objective.l0 * losses.l0_distance(l0, self._target(i))
+        elif objective.l1 > 0:
+            scale = (variance / max(len(y), 1)).sqrt()
+            loss = loss + self._l1[i] * losses.l1(acts, transcoder.W_dec, scale)
+        counters = self._counters[i]
+        if objective.aux and counters.rows is not None and transcoder.activation in ("topk", "batchtopk"):
+            k = objective.k_aux or max(1, transcoder.d_out // 2)
+            dead = (transcoder.W_enc, transcoder.b_enc, transcoder.W_dec)
+            W_enc, b_enc, W_dec = (parameter[counters.rows] for parameter in dead)
+            loss = loss + objective.aux * losses.auxk(x, y - prediction, W_enc, b_enc, W_dec, k)
+        counters.count(acts, len(x))
+        dead_share = (counters.since > objective.dead_after).float().mean()
+        return loss, {"fvu": fvu.detach(), "l0": l0.detach(), "dead": dead_share}
+
+    def _target(self, i: int) -> float:
+        target = self._objective.target_l0
+        return target[i] if isinstance(target, tuple) else float(target or 0)
+
+    def _counts_l0(self, i: int) -> bool:
+        """Whether L0 itself is penalised: thresholds that learn have a gradient of it, all else needs L1."""
+        threshold = self.transcoders[i].threshold
+        return self._objective.target_l0 is not None and threshold is not None and threshold.requires_grad
+
+    @torch.no_grad()
+    def after_step(self, metrics: dict[str, Tensor]) -> None:
+        self._steps += 1
+        for i, transcoder in enumerate(self.transcoders):
+            if self._objective.unit_decoder:
+                transcoder.W_dec /= transcoder.W_dec.norm(dim=1, keepdim=True)
+            if transcoder.activation == "jumprelu" and transcoder.threshold is not None:
+                transcoder.threshold.clamp_(min=0)
+            if self._objective.l1 > 0 and self._objective.target_l0 is not None and not self._counts_l0(i):
+                self._l1[i] = steer(self._l1[i], metrics["l0"][i], self._target(i))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for i, (transcoder, counters) in enumerate(zip(self.transcoders, self._counters, strict=True)):
+            tensors |= {f"{i}.buffer.{name}": buffer for name, buffer in transcoder.named_buffers()}
+            tensors |= {f"{i}.since": counters.since, f"{i}.dead": counters.dead, f"{i}.l1": self._l1[i]}
+        return tensors, {"steps": self._steps}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self._steps = values["steps"]
+        for i, (transcoder, counters) in enumerate(zip(self.transcoders, self._counters, strict=True)):
+            for name, buffer in transcoder.named_buffers():
+                buffer.copy_(tensors[f"{i}.buffer.{name}"])
+            counters.since = tensors[f"{i}.since"].to(counters.since.device)
+            counters.dead = tensors[f"{i}.dead"].to(counters.dead.device)
+            counters.find_rows()
+            self._l1[i] = tensors[f"{i}.l1"].to(self._l1[i].device)
+
+
+def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.05) -> Tensor:
+    """The penalty's next weight: multiplied by ``(l0 / target) ** gain``, so that it settles where L0 is the target."""
+    factor = (l0.to(weight.device) / target).clamp(0.1, 10.0) ** gain
+    return (weight * factor).clamp(1e-6, 1e3)
+
+
+@torch.no_grad()
+def activation_scales(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Root mean square of x [N, D], and of y [N, D_out] about its mean; 1 where that would be 0."""
+    y_scale = (y - y.mean(0)).square().mean().sqrt()
+    return float(x.square().mean().sqrt()) or 1.0, float(y_scale) or 1.0
+
+
+@torch.no_grad()
+def rate_scales(transcoder: Transcoder, x_scale: float, y_scale: float) -> dict[str, float]:
+    """Factors on the learning rate by parameter name; see :class:`TranscoderTask`."""
+
+    def row_norm(weight: Tensor) -> float:
+        return float(weight.float().square().sum(1).mean().sqrt())
+
+    encoder, decoder = row_norm(transcoder.W_enc), row_norm(transcoder.W_dec)
+    return {
+        "W_enc": encoder,
+        "b_enc": encoder * x_scale,
+        "threshold": encoder * x_scale,
+        "W_dec": decoder,
+        "b_dec": y_scale,
+        "W_skip": y_scale / x_scale,
+    }
