@@ -137,15 +137,18 @@ def _tokenizer(ref: str | Path, where: str, options: dict[str, Any]) -> Any:
     local = Path(where).is_dir()
     if local and not any((Path(where) / name).is_file() for name in _TOKENIZER_FILES):
         return None
+    config: dict[str, Any] = {}
     try:
+        config = get_tokenizer_config(where, trust_remote_code=False, **options)
         # Where a checkpoint names no class of its own, AutoTokenizer of transformers 5 may take that of the model's
         # family and build another tokenizer from the same file (Qwen2: unknown words vanish).
-        named = get_tokenizer_config(where, trust_remote_code=False, **options).get("tokenizer_class")
-        generic = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        generic = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
         loader: Any = transformers.PreTrainedTokenizerFast if generic else transformers.AutoTokenizer
         return loader.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if not local:
+    except Exception as error:  # the tokenizers library raises plain Exception
+        if not local and not config:
             return None
-        reason = str(error).strip().splitlines()[0]
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise ValueError(f"{ref}: cannot load the tokenizer: {reason}") from error

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttc.models import FAMILIES, anatomy, unwrap
+from fasttc.models import FAMILIES, ablated, anatomy, capture, default_sites, unwrap
 
 
 def test_the_fixture_covers_every_family(tiny_model, family):
@@ -106,3 +106,27 @@ def test_bad_models(tiny_model):
         anatomy(transformers.BertModel(config))
     with pytest.raises(ValueError, match="expected a llama causal language model, got LlamaModel"):
         anatomy(tiny_model("llama").model)
+
+
+def test_text_part_of_a_multimodal_model(ids):
+    transformers = pytest.importorskip("transformers")
+    text = {
+        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
+        "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    parts = anatomy(model)
+    assert (parts.family, parts.n_layers, parts.d_model, parts.max_positions) == ("gemma3", 2, 32, 64)
+    assert all("vision" not in layer.mlp for layer in parts.layers)
+    sites = default_sites(model)
+    with capture(model, sites) as record:
+        before = model(ids).logits
+    assert record.y[1].shape == (2, 9, 32)
+    with ablated(model):
+        assert not torch.equal(model(ids).logits, before)
