@@ -27,9 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fasttc.kernels._aot import DTYPES, aligned, case
-from fasttc.kernels._lang import rounded, row_offset
-from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
-from fasttc.kernels.segment import (
+from fasttc.kernels._features import (
     STREAMS,
     FeatureOrder,
     FeatureSums,
@@ -38,6 +36,8 @@ from fasttc.kernels.segment import (
     feature_sums,
     prepare,
 )
+from fasttc.kernels._lang import rounded, row_offset
+from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
 
 CONFIGS = config_table(
     config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
@@ -297,7 +297,7 @@ def launch_adam(
     """Sums the terms of every feature and updates the weight rows in place.
 
     Args:
-        order: from :func:`fasttc.kernels.segment.sort_entries`.
+        order: from :func:`fasttc.kernels._features.sort_entries`.
         terms: gradients to sum; values and left for ``dec``, grads and right for ``enc``.
         step: constants of this step.
         dec: W_dec and its state. enc: W_enc and its state.

@@ -183,7 +183,8 @@ def segment_rows(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``sum over indices[n, j] = f of values[n, j] rows[n]``: [F, D] in ``dtype``, zero for unused features."""
-    from fasttc.kernels.segment import Terms, launch_segment, sort_entries
+    from fasttc.kernels._features import Terms, sort_entries
+    from fasttc.kernels.segment import launch_segment
 
     order = sort_entries(indices.contiguous(), row_ptr, n_features)
     sums = launch_segment(order, Terms(values=values.contiguous(), left=_rows(rows)), dec_dtype=dtype)
@@ -226,7 +227,8 @@ def segment_encoder(
     Returns dW_enc [F, D] in ``dtype``, ``db[f] = sum grads`` [F] and ``dthreshold[f] = sum thetas`` [F] ([0] without
     ``thetas``), float32.
     """
-    from fasttc.kernels.segment import Terms, launch_segment, sort_entries
+    from fasttc.kernels._features import Terms, sort_entries
+    from fasttc.kernels.segment import launch_segment
 
     order = sort_entries(indices.contiguous(), row_ptr, n_features)
     terms = Terms(
