@@ -10,13 +10,12 @@ row fails with T = 4 in 0.4 % of cases at F = 65536, k = 64, and in 0.05 % at F 
 synchronisation, to learn which rows failed. Deterministic: see :mod:`fasttc.kernels.encode`.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import LOWEST_KEY, key_value, order_key, row_offset, swizzled
 from fasttc.kernels._launch import (
     AotCase,
@@ -133,27 +132,20 @@ def launch_encode_topk_certified(
 
 def aot_cases(d: int) -> list[AotCase]:
     """The emitting tile at width d in each dtype."""
-    return list(_cases(d))
-
-
-def _cases(d: int) -> Iterator[AotCase]:
-    for name, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        aligned = d * size % 16 == 0
-        blocks = ("PRECISION", "TOP", "BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")
-        yield AotCase(
-            f"tile_top {name}",
-            _tile_top,
-            {
-                "x": f"*{name}", "stride_x": "i32", "w": f"*{name}", "stride_w": "i32", "bias": f"*{name}",
-                "values": "*fp32", "columns": "*i32", "last": "*i32", "n_rows": "i32", "n_features": "i32", "d": "i32",
-                **dict.fromkeys(blocks, "constexpr"),
-            },
-            {"PRECISION": "ieee", "TOP": TOP},
-            _SINGLE if size == 4 else _HALF,
-            divisible=(
-                "x", "w", "bias", "values", "columns", "last", "n_rows", "n_features",
-                *(("stride_x", "stride_w", "d") if aligned else ()),
-            ),
-            vector_loads=aligned,
-            matrix_unit=size == 2,
-        )  # fmt: skip
+    cases = []
+    for name, size in DTYPES.items():
+        pointers = {"x": name, "w": name, "bias": name, "values": "fp32", "columns": "i32", "last": "i32"}
+        whole = aligned(d, name)
+        cases.append(
+            case(
+                f"tile_top {name}",
+                _tile_top,
+                _SINGLE if size == 4 else _HALF,
+                pointers,
+                odd=() if whole else ("stride_x", "stride_w", "d"),
+                constants={"PRECISION": "ieee", "TOP": TOP},
+                vector_loads=whole,
+                matrix_unit=size == 2,
+            )
+        )
+    return cases

@@ -14,14 +14,15 @@ Determinism: a z is one dot product in one program, in a fixed order over D: bit
 for a fixed config of our own GEMM, whatever batch its token comes in. The vendor's GEMM promises only the former.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import GROUP, canonical, dot, row_offset, swizzled
 from fasttc.kernels._launch import (
     AotCase,
@@ -42,15 +43,19 @@ SCRATCH_BYTES = 2**30
 # Half precision, rows of 16-byte multiples. sm_90 and sm_100 read tiles through tensor descriptors (TMA) and keep one
 # program per multiprocessor; the others read through pointers. sm_80's tile also fits the 99 KB of sm_86 and sm_89.
 _HALF = config_table(
-    _config(8, 3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False),
-    sm_90=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True),
-    sm_100=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True),
-    gfx942=_config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False),
+    _config(8, 3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
+    sm_90=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
+    sm_100=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
+    gfx942=_config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
 )
 # Half precision, any row length.
-_HALF_ANY = config_table(_config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False))
+_HALF_ANY = config_table(
+    _config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
+)
 # float32: multiply-adds outside the matrix units unless TF32 is allowed, hence small tiles.
-_SINGLE = config_table(_config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False))
+_SINGLE = config_table(
+    _config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
+)
 
 
 @triton.jit
@@ -81,15 +86,56 @@ def tile_product(
 
 
 @triton.jit
+def _finish(
+    value, bias, shift, z, stride_z, maxima, stride_m,
+    first_row, first_column, n_rows, n_features, n_columns,
+    DESCRIPTOR: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Adds the bias to WIDTH columns of a tile and stores them and their group maxima, in PARTS pieces.
+
+    Pieces keep small the shared memory through which the tile changes from the matrix unit's layout to rows, so that
+    the next tile's loads can stay in flight.
+    """
+    if PARTS > 1:
+        left, right = tl.split(tl.permute(tl.reshape(value, [BLOCK_M, 2, WIDTH // 2]), (0, 2, 1)))
+        _finish(
+            left, bias, shift, z, stride_z, maxima, stride_m, first_row, first_column,
+            n_rows, n_features, n_columns, DESCRIPTOR, BLOCK_M, WIDTH // 2, PARTS // 2,
+        )  # fmt: skip
+        _finish(
+            right, bias, shift, z, stride_z, maxima, stride_m, first_row, first_column + WIDTH // 2,
+            n_rows, n_features, n_columns, DESCRIPTOR, BLOCK_M, WIDTH // 2, PARTS // 2,
+        )  # fmt: skip
+    else:
+        rows = first_row + tl.arange(0, BLOCK_M)
+        columns = first_column + tl.arange(0, WIDTH)
+        known = columns < n_features
+        value += tl.load(bias + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+        value = tl.where(known[None, :], canonical(value), float("-inf"))
+        inside = (rows < n_rows)[:, None]
+        if DESCRIPTOR:
+            z.store([first_row, first_column], value)
+        else:
+            at = z + row_offset(rows, stride_z)[:, None] + columns[None, :]
+            tl.store(at, value, mask=inside & (columns < n_columns)[None, :])
+        if shift is not None:
+            value -= tl.load(shift + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+        best = group_maximum(value, BLOCK_M, WIDTH // GROUP)
+        groups = first_column // GROUP + tl.arange(0, WIDTH // GROUP)
+        at = maxima + row_offset(rows, stride_m)[:, None] + groups[None, :]
+        tl.store(at, best, mask=inside & (groups * GROUP < n_columns)[None, :])
+
+
+@triton.jit
 def _pre_activations(
     x, stride_x,  # [N, D], or its descriptor
     w, stride_w,  # [F, D], or its descriptor
     bias,  # [F]
     shift,  # [F] or None
-    z, stride_z,  # [N, >= F] float32
+    z, stride_z,  # [N, >= F] float32, or its descriptor
     maxima, stride_m,  # [N, >= ceil(F / 16)] float32
     n_rows, n_features, n_columns, d,
-    PRECISION: tl.constexpr, DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr, DESCRIPTOR: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """z and its group maxima. Columns F..n_columns, which fill the last group, get -inf."""
@@ -103,20 +149,10 @@ def _pre_activations(
             x, stride_x, w, stride_w, first_row, first_column, n_rows, n_features, d,
             PRECISION, DESCRIPTOR, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        rows = first_row + tl.arange(0, BLOCK_M)
-        columns = first_column + tl.arange(0, BLOCK_N)
-        known = columns < n_features
-        value += tl.load(bias + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-        value = tl.where(known[None, :], canonical(value), float("-inf"))
-        inside = (rows < n_rows)[:, None]
-        at = z + row_offset(rows, stride_z)[:, None] + columns[None, :]
-        tl.store(at, value, mask=inside & (columns < n_columns)[None, :])
-        if shift is not None:
-            value -= tl.load(shift + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-        best = group_maximum(value, BLOCK_M, BLOCK_N // GROUP)
-        groups = first_column // GROUP + tl.arange(0, BLOCK_N // GROUP)
-        at = maxima + row_offset(rows, stride_m)[:, None] + groups[None, :]
-        tl.store(at, best, mask=inside & (groups * GROUP < n_columns)[None, :])
+        _finish(
+            value, bias, shift, z, stride_z, maxima, stride_m, first_row, first_column,
+            n_rows, n_features, n_columns, DESCRIPTOR, BLOCK_M, BLOCK_N, PARTS,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -206,7 +242,7 @@ def _candidates(x: Tensor, W_enc: Tensor) -> list[KernelConfig]:
         return []
     shapes = [(128, 128), (128, 256), (256, 128), (64, 256)]
     return [
-        _config(8, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=descriptor)
+        _config(8, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=descriptor, PARTS=n // 64)
         for m, n in shapes
         for stages in (3, 4)
         for descriptor in ((False, True) if x.is_cuda and torch.version.hip is None else (False,))
@@ -217,17 +253,20 @@ def _run_tiles(x, W_enc, b_enc, shift, scratch, maxima, rows, n_features, width,
     if rows == 0:
         return
     tiles = cdiv(rows, chosen["BLOCK_M"]) * cdiv(width, chosen["BLOCK_N"])
-    x_tile, w_tile = x, W_enc
+    x_tile, w_tile, z_tile = x, W_enc, scratch
     if chosen["DESCRIPTOR"]:
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         x_tile = TensorDescriptor.from_tensor(x, [chosen["BLOCK_M"], chosen["BLOCK_K"]])
         w_tile = TensorDescriptor.from_tensor(W_enc, [chosen["BLOCK_N"], chosen["BLOCK_K"]])
+        z_tile = TensorDescriptor.from_tensor(
+            scratch[:rows], [chosen["BLOCK_M"], chosen["BLOCK_N"] // chosen["PARTS"]]
+        )
         tiles = min(tiles, multiprocessors(x.device))  # each program walks over tiles
     with on_device(x):
         _pre_activations[(tiles,)](
             x_tile, x.stride(0), w_tile, W_enc.stride(0), b_enc, shift,
-            scratch, scratch.stride(0), maxima, maxima.stride(0), rows, n_features, width, d,
+            z_tile, scratch.stride(0), maxima, maxima.stride(0), rows, n_features, width, d,
             PRECISION=dot_precision(x.dtype), **chosen.options(),
         )  # fmt: skip
 
@@ -282,44 +321,36 @@ def launch_encode_topk(
 
 def aot_cases(d: int) -> list[AotCase]:
     """The GEMM at width d in each dtype, with and without a shift."""
-    return list(_cases(d))
+    cases = []
+    for name, size in DTYPES.items():
+        whole = aligned(d, name)
+        for shift in (None, "fp32"):
+            plain = case(
+                f"pre_activations {name}{' shifted' if shift else ''}",
+                _pre_activations,
+                _SINGLE if size == 4 else _HALF if whole else _HALF_ANY,
+                {"x": name, "w": name, "bias": name, "shift": shift, "z": "fp32", "maxima": "fp32"},
+                odd=() if whole else ("stride_x", "stride_w", "d"),
+                constants={"PRECISION": "ieee"},
+                vector_loads=whole,
+                matrix_unit=size == 2,
+            )
+            tiles = {
+                "x": _tile(name, "BLOCK_M"),
+                "w": _tile(name, "BLOCK_N"),
+                "z": _tile("fp32", "BLOCK_M", False),
+            }
+            cases.append(replace(plain, signature={**plain.signature, **tiles}))
+    return cases
 
 
-def _descriptor(name: str, rows: str) -> Callable[[KernelConfig], str]:
+def _tile(dtype: str, rows: str, operand: bool = True) -> Callable[[KernelConfig], str]:
+    """The type of x, W or z: a pointer, or a descriptor of the blocks that the config reads and writes."""
+
     def spell(chosen: KernelConfig) -> str:
-        if chosen["DESCRIPTOR"]:
-            return f"tensordesc<{name}[{chosen[rows]},{chosen['BLOCK_K']}]>"
-        return f"*{name}"
+        if not chosen["DESCRIPTOR"]:
+            return f"*{dtype}"
+        width = chosen["BLOCK_K"] if operand else chosen["BLOCK_N"] // chosen["PARTS"]
+        return f"tensordesc<{dtype}[{chosen[rows]},{width}]>"
 
     return spell
-
-
-def _cases(d: int) -> Iterator[AotCase]:
-    for name, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        aligned = d * size % 16 == 0
-        table = _SINGLE if size == 4 else _HALF if aligned else _HALF_ANY
-        operands = {
-            "x": _descriptor(name, "BLOCK_M"), "stride_x": "i32",
-            "w": _descriptor(name, "BLOCK_N"), "stride_w": "i32", "bias": f"*{name}",
-        }  # fmt: skip
-        sizes = {"n_rows": "i32", "n_features": "i32"}
-        pointers = ("x", "w", "bias", "n_rows", "n_features")
-        strides = ("stride_x", "stride_w", "d") if aligned else ()
-        common = dict.fromkeys(
-            ("PRECISION", "DESCRIPTOR", "BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"), "constexpr"
-        )
-        for shift in ("", " shifted"):
-            yield AotCase(
-                f"pre_activations {name}{shift}",
-                _pre_activations,
-                {
-                    **operands, "shift": "*fp32" if shift else "constexpr",
-                    "z": "*fp32", "stride_z": "i32", "maxima": "*fp32", "stride_m": "i32",
-                    **sizes, "n_columns": "i32", "d": "i32", **common,
-                },
-                {"PRECISION": "ieee", **({} if shift else {"shift": None})},
-                table,
-                divisible=(*pointers, *strides, "shift", "z", "maxima", "stride_z", "stride_m", "n_columns"),
-                vector_loads=aligned,
-                matrix_unit=size == 2,
-            )  # fmt: skip

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttc.kernels._aot import case
 from fasttc.kernels._lang import (
     GROUP,
     INTERPRETING,
@@ -30,10 +31,12 @@ from fasttc.kernels._lang import (
     row_offset,
 )
 from fasttc.kernels._launch import (
+    AotCase,
     KernelConfig,
     cdiv,
     config,
     config_table,
+    configure,
     interpreting,
     next_power_of_two,
     on_device,
@@ -43,10 +46,10 @@ IN_REGISTERS = (
     8192  # candidates of a row that one program keeps in registers; more are read again at each step
 )
 FLAT = 1024  # a level this small is not worth a level above it
-DIGIT = 8  # bits of a key that one radix pass settles
 
 _GROUPS = config_table(config(4, 2, BLOCK=4096))
-_RADIX = config_table(config(4, 2, BLOCK=4096))
+_LONG = config_table(config(8, 1, BLOCK_R=1, BLOCK=4096))
+_WIDTHS = (512, 1024, 2048, 4096, IN_REGISTERS)  # block widths that the ahead-of-time suite compiles
 
 
 def _rows_config(width: int) -> KernelConfig:
@@ -236,28 +239,6 @@ def _select_long_rows(
     tl.store(floor_out + rows, low, mask=rows < n_rows)
 
 
-@triton.jit
-def _digit_histogram(
-    values,  # [n] float32
-    prefix,  # [1] int64: the bits already settled, as an unsigned key without its lower SHIFT + 8 bits
-    counts,  # [256] int32, zero at first
-    n,
-    SHIFT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Counts, over the values whose key starts with ``prefix``, of the next 8 bits of the key (integer atomics)."""
-    settled = tl.load(prefix)
-    total = tl.zeros([256], tl.int32)
-    stride = tl.num_programs(0).to(tl.int64) * BLOCK
-    for start in range(tl.program_id(0).to(tl.int64) * BLOCK, n, stride):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < n
-        key = order_key(tl.load(values + at, mask=inside, other=0.0)).to(tl.int64) + 0x80000000
-        matching = inside & ((key >> (SHIFT + 8)) == settled)
-        total += tl.histogram(((key >> SHIFT) & 0xFF).to(tl.int32), 256, mask=matching)
-    tl.atomic_add(counts + tl.arange(0, 256), total)
-
-
 def level_sizes(n_features: int, k: int) -> list[int]:
     """Row lengths of the levels of a selection: columns, groups, groups of groups, …, as far as they pay."""
     sizes = [n_features]
@@ -287,7 +268,7 @@ def launch_group_max(
     """
     rows, groups = z.shape[0], cdiv(n, 16)
     maxima = torch.empty(rows, padded(groups), dtype=torch.float32, device=z.device)
-    chosen = _GROUPS["sm_90"]
+    chosen = configure(_GROUPS, z.device)
     grid_of_columns = cdiv(n, chosen["BLOCK"])
     with on_device(z):
         for first in range(0, rows, 65535):  # the second grid axis ends there
@@ -354,7 +335,7 @@ def _launch_level(level, parents, floor, reached, chosen, k, *, values, relu, bi
     n_candidates = n if parents is None else 16 * k
     width = next_power_of_two(n_candidates)
     kernel = _select_rows if width <= IN_REGISTERS else _select_long_rows
-    options = _rows_config(min(width, IN_REGISTERS))
+    options = _rows_config(width) if kernel is _select_rows else configure(_LONG, level.device)
     if rows == 0:
         return
     with on_device(level):
@@ -379,23 +360,23 @@ def select_topk(
     return values, indices
 
 
-def kth_key(values: Tensor, k: int | Tensor) -> Tensor:
-    """int32 order key [] of the k-th largest of all of ``values`` (float32, contiguous), on the device, no sync.
-
-    Radix selection: four passes over the values, 8 bits each. Integer counts only: exact and deterministic.
-    """
-    flat = values.reshape(-1)
-    device = flat.device
-    chosen = _RADIX["sm_90"]
-    programs = min(cdiv(flat.numel(), chosen["BLOCK"]), 1024)
-    prefix = torch.zeros(1, dtype=torch.int64, device=device)
-    wanted = k.long().reshape(1) if isinstance(k, Tensor) else torch.full((1,), k, device=device)
-    for shift in (24, 16, 8, 0):
-        counts = torch.zeros(256, dtype=torch.int32, device=device)
-        with on_device(flat):
-            _digit_histogram[(programs,)](flat, prefix, counts, flat.numel(), SHIFT=shift, **chosen.options())
-        from_top = counts.long().flip(0).cumsum(0)
-        steps = torch.searchsorted(from_top, wanted)  # how far below 255 the digit lies
-        wanted = wanted - torch.where(steps > 0, from_top[(steps - 1).clamp(min=0)], 0)
-        prefix = prefix * 256 + (255 - steps)
-    return (prefix - 2**31).int().reshape(())
+def aot_cases(d: int) -> list[AotCase]:
+    """Group maxima and the selections; none depends on d."""
+    level = {"source": "fp32", "columns": None, "bias": None, "floor_out": "i32", "indices": "i32"}
+    inner = {**level, "parents": "i32", "floor_in": "i32", "values": "fp32"}
+    outer = {**level, "parents": None, "floor_in": None, "values": None}
+    cases = [
+        case("group_max", _group_max, _GROUPS, {"z": "fp32", "bias": None, "shift": None, "maxima": "fp32"},
+             vector_loads=True),
+        case("group_max bias", _group_max, _GROUPS, {"z": "fp32", "bias": "bf16", "shift": None, "maxima": "fp32"},
+             vector_loads=True),
+        case("select_long_rows", _select_long_rows, _LONG, inner,
+             constants={"RELU": True}),
+    ]  # fmt: skip
+    for width in _WIDTHS:
+        table = config_table(_rows_config(width))
+        cases.append(
+            case(f"select_rows first {width}", _select_rows, table, outer, constants={"RELU": False})
+        )
+        cases.append(case(f"select_rows last {width}", _select_rows, table, inner, constants={"RELU": True}))
+    return cases

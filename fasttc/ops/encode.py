@@ -11,6 +11,8 @@ from fasttc.ops._dispatch import choose
 from fasttc.ops._validate import check_last_dim, check_matrix, check_same_device, check_vector
 from fasttc.ops.acts import SparseActs
 
+TYPICAL_L0 = 64  # active features per token that the cost model assumes where a threshold decides
+
 
 def encode(
     x: Tensor,
@@ -61,10 +63,16 @@ def encode(
         theta = torch.as_tensor(threshold, device=x.device)
         theta = theta if theta.is_floating_point() else theta.to(x.dtype)
     check_same_device(x=x, W_enc=W_enc, b_enc=b_enc, threshold=theta)
-    choice = choose(impl, "encode", x)
-    run = reference.encode if choice.impl == "reference" else _torch.encode
+    choice = choose(impl, "encode", x, n_features=n_features, k=k or TYPICAL_L0)
     flat = x.reshape(-1, d_in)
-    acts = run(flat, W_enc, b_enc, k=k, theta=theta, scope=scope, relu=relu, bandwidth=bandwidth)
+    options = {"k": k, "theta": theta, "scope": scope, "relu": relu, "bandwidth": bandwidth}
+    if choice.impl == "triton":
+        from fasttc.ops import _triton_encode
+
+        acts = _triton_encode.encode(flat, W_enc, b_enc, choice=choice, **options)
+    else:
+        run = reference.encode if choice.impl == "reference" else _torch.encode
+        acts = run(flat, W_enc, b_enc, **options)
     return replace(acts, shape=tuple(x.shape[:-1]))
 
 
