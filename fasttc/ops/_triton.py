@@ -19,6 +19,11 @@ from torch.library import custom_op, register_autograd, register_fake
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def unreadable(*tensors: Tensor | None) -> Tensor | None:
+    """The first tensor in a dtype that the kernels do not compute with, or None."""
+    return next((t for t in tensors if t is not None and t.dtype not in HALF_AND_SINGLE), None)
+
+
 def check_dtypes(**tensors: Tensor | None) -> None:
     """TypeError unless every tensor is in a dtype that the kernels compute with."""
     for name, tensor in tensors.items():
@@ -245,3 +250,26 @@ def _(grads, indices, row_ptr, x, n_features, thetas=None, dtype=torch.float32):
     vector = x.new_empty(n_features, dtype=torch.float32)
     theta = x.new_empty(0 if thetas is None else n_features, dtype=torch.float32)
     return x.new_empty(n_features, x.shape[1], dtype=dtype), vector, theta
+
+
+# --- edges -----------------------------------------------------------------------------------------------------
+
+
+@custom_op("fasttc::edges", mutates_args=())
+def edges(
+    G: Tensor,
+    W_dec: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    activations: Tensor,
+    target_positions: Tensor | None = None,
+) -> Tensor:
+    """``activations[j] <G[b, positions[j]], W_dec[features[j]]>``: [B, n] float32. Without a gradient."""
+    from fasttc.kernels.edges import launch_edges
+
+    return launch_edges(_rows(G), _rows(W_dec), features, positions, activations, target_positions)
+
+
+@register_fake("fasttc::edges")
+def _(G, W_dec, features, positions, activations, target_positions=None):
+    return G.new_empty(G.shape[0], features.shape[0], dtype=torch.float32)

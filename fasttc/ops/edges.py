@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fasttc.ops import _torch, reference
+from fasttc.ops import _torch, _triton, reference
 from fasttc.ops._dispatch import choose
 from fasttc.ops._validate import check_float, check_matrix, check_same_device, check_vector
 
@@ -35,12 +35,16 @@ def edges(
         [B, n] float32 (float64 for float64 G). Deterministic. Not differentiable.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit, with what was expected and what came.
+        ValueError, TypeError: shapes or dtypes that do not fit, with what was expected and what came; on the CPU
+            also indices out of range or order (on a GPU, looking at them would wait for the device).
     """
     _check(G, W_dec, features, positions, activations, target_positions)
-    choice = choose(impl, "edges", G)
+    decisive = _triton.unreadable(G, W_dec, activations)
+    choice = choose(impl, "edges", G if decisive is None else decisive)
     if choice.impl == "reference":
         return reference.edges(G, W_dec, features, positions, activations)
+    if choice.impl == "triton":
+        return _triton.edges(G, W_dec, features, positions, activations, target_positions)
     return _torch.edges(G, W_dec, features, positions, activations, target_positions)
 
 
@@ -62,7 +66,7 @@ def _check(
     _check_rank("features", features, "[n]")
     _check_indices("features", features, features.shape[0], W_dec.shape[0])
     _check_indices("positions", positions, features.shape[0], G.shape[1])
-    if bool((positions.diff() < 0).any()):
+    if not positions.is_cuda and bool((positions.diff() < 0).any()):
         raise ValueError(f"positions: expected ascending values, got {positions.tolist()[:20]}")
     check_vector("activations", activations, features.shape[0])
     if target_positions is not None:
@@ -88,7 +92,9 @@ def _check_indices(name: str, tensor: Tensor, size: int, below: int) -> None:
     check_vector(name, tensor, size)
     if tensor.is_floating_point():
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
-    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
+    if tensor.is_cuda or tensor.numel() == 0:
+        return
+    if not 0 <= int(tensor.min()) <= int(tensor.max()) < below:
         raise ValueError(
             f"{name}: expected values in [0, {below}), got {int(tensor.min())}..{int(tensor.max())}"
         )
