@@ -42,7 +42,7 @@ class LayerStatistics:
         self._squares = torch.zeros((), dtype=torch.float64, device=device)
         self._sum = torch.zeros(transcoder.d_out, dtype=torch.float64, device=device)
         self._active = torch.zeros((), dtype=torch.float64, device=device)
-        self._fired = torch.zeros(transcoder.n_features, device=device)
+        self._fired = torch.zeros(transcoder.n_features, dtype=torch.float64, device=device)
         self._tokens = 0
         self._shift: Tensor | None = None
 

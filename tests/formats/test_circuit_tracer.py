@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from fasttc import formats
+from fasttc import formats, models
 from fasttc.formats import TranscoderSet
 from fasttc.testing import assert_within_budget, draw, draw_coder
 
@@ -88,13 +88,33 @@ def test_topk_passes_no_relu(shared_data):
     ],
 )
 def test_oracle_sets(shared_data, case, x, y, activation, k):
-    """The active features that circuit-tracer found belong to the transcoders as they were read."""
     tcs = TranscoderSet.from_pretrained(shared_data / "oracle" / case / "transcoders")
     assert [(site.layer, site.x, site.y, site.zero_positions) for site in tcs.sites] == [
         (layer, x, y, 1) for layer in range(3)
     ]
     assert {(tc.activation, tc.k, tc.skip) for tc in tcs} == {(activation, k, case.endswith("skip"))}
     assert tcs.metadata["format"] == "circuit-tracer"
+
+
+@pytest.mark.parametrize("case", ["gemma2_jumprelu", "llama_topk_skip"])
+def test_the_library_found_the_same_active_features_in_a_model(shared_data, case):
+    folder = shared_data / "oracle" / case
+    tcs = TranscoderSet.from_pretrained(folder / "transcoders", dtype=torch.float64)
+    model, _ = models.load(folder / "hf_model", dtype=torch.float64)
+    graph = load_file(folder / "ct_graph_f64.safetensors")
+    with models.float64_exact(model), models.capture(model, tcs.sites) as record, torch.no_grad():
+        model(graph["input_tokens"][None])
+        found = [tc.encode(x[0]).active() for tc, x in zip(tcs, record.x, strict=True)]
+    rows = [
+        torch.stack([torch.full_like(token, layer), token, feature], dim=1)
+        for layer, (token, feature, _) in enumerate(found)
+    ]
+    kept = [row[:, 1] > 0 for row in rows]  # circuit-tracer zeroes position 0
+    assert torch.equal(
+        torch.cat([row[k] for row, k in zip(rows, kept, strict=True)]), graph["active_features"]
+    )
+    values = torch.cat([value[k] for (_, _, value), k in zip(found, kept, strict=True)])
+    torch.testing.assert_close(values, graph["activation_values"], rtol=0, atol=1e-9)
 
 
 # --- what a folder may look like -------------------------------------------------------------------------------

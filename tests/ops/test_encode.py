@@ -84,6 +84,13 @@ def test_ties_at_the_border_take_the_lowest_indices(impl):
     assert acts.indices.tolist() == [[0, 1, 2, 3]]
 
 
+def test_minus_zero_counts_as_zero_and_comes_out_as_zero(impl):
+    x = torch.tensor([[-0.0, 0.0, -0.0, -1.0]])
+    acts = ops.encode(x, torch.eye(4), torch.full((4,), -0.0), k=3, relu=False, impl=impl)
+    assert acts.indices.tolist() == [[0, 1, 2]]
+    assert_same_bits(acts.values, torch.zeros(1, 3))
+
+
 def test_closed_slots_keep_their_index_with_value_zero(impl):
     z = torch.tensor([[-1.0, -3.0, 2.0, -2.0]])
     acts = ops.encode(z, torch.eye(4), torch.zeros(4), k=3, impl=impl)
