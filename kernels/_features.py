@@ -72,6 +72,11 @@ class Terms:
         """(D_out, D_in), 0 for one not asked for."""
         return tuple(0 if rows is None else rows.shape[1] for rows in (self.left, self.right))
 
+    @property
+    def single(self) -> bool:
+        """Whether any rows are in float32."""
+        return any(rows is not None and rows.dtype == torch.float32 for rows in (self.left, self.right))
+
 
 @dataclass(frozen=True)
 class FeatureSums:

@@ -39,9 +39,13 @@ from fasttc.kernels._features import (
 from fasttc.kernels._lang import rounded, row_offset
 from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_table, configure, on_device
 
-CONFIGS = config_table(
+_HALF = config_table(
     config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
     gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+)
+_SINGLE = config_table(  # as many columns per load and lane, hence twice the warps; two warps spill on sm_100
+    config(num_warps=4, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+    gfx942=config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
 )
 
 
@@ -306,9 +310,18 @@ def launch_adam(
 
     Returns:
         The sums per feature: ``bias``, ``theta``, ``count``; the matrices are None.
+
+    Raises:
+        ValueError: terms of a matrix without its state, or a state without its terms.
     """
+    for name, given, state in (("dec", terms.values, dec), ("enc", terms.grads, enc)):
+        if (given is None) != (state is None):
+            raise ValueError(
+                f"{name}: expected the state of the matrix whose gradient is summed, and no other, got "
+                f"{'a state without terms' if given is None else 'terms without a state'}"
+            )
     device, n_features = order.entry.device, order.n_features
-    config = config or configure(CONFIGS, device)
+    config = config or configure(_SINGLE if terms.single else _HALF, device)
     widths = terms.widths
     asked = (terms.grads, torch.float32), (terms.thetas, torch.float32), (terms.values, torch.int32)
     vectors = [
@@ -359,7 +372,7 @@ def aot_cases(d: int) -> list[AotCase]:
                 case(
                     f"adam {name} {dtype}",
                     _adam,
-                    CONFIGS,
+                    _SINGLE if dtype == "fp32" else _HALF,
                     {**streams, **vectors, **weights, **shadows, "last_step_ptr": "i32" if lazy else None},
                     odd=("step", "slices", *strides),
                     floats=floats,

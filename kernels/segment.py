@@ -32,9 +32,13 @@ from fasttc.kernels._launch import AotCase, KernelConfig, cdiv, config, config_t
 
 # Runs are short (N·K / F entries: 4 to 16), so few rows at a time, few registers, many programs: what TorchRec's
 # Triton TBE found to be fastest (gather width 2, at most 64 registers).
-CONFIGS = config_table(
+_HALF = config_table(
     config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
     gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+)
+_SINGLE = config_table(  # as many columns per load and lane, hence twice the warps; two warps spill on sm_100
+    config(num_warps=4, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
+    gfx942=config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
 )
 
 
@@ -140,7 +144,7 @@ def launch_segment(
         The sums; ``bias``, ``theta`` and ``count`` are always those of this call alone.
     """
     device, n_features = order.entry.device, order.n_features
-    config = config or configure(CONFIGS, device)
+    config = config or configure(_SINGLE if terms.single else _HALF, device)
     d_dec, d_enc = terms.widths
     dec, enc = add_to or (None, None)
     if terms.values is not None and dec is None:
@@ -174,14 +178,12 @@ def aot_cases(d: int) -> list[AotCase]:
     """Both gradients in one pass, one gradient alone, and the pieces of long runs, in each dtype."""
     cases = []
     for dtype in DTYPES:
-        even = aligned(d, dtype)
+        even, table = aligned(d, dtype), _SINGLE if dtype == "fp32" else _HALF
         odd = () if even else ("d_dec", "d_enc", "left_stride", "right_stride")
         both = {**STREAMS, "left_ptr": dtype, "right_ptr": dtype, "theta_ptr": "fp32"}
         decoder = {**both, "grad_ptr": None, "right_ptr": None, "theta_ptr": None}
         vectors = {"bias_ptr": "fp32", "dtheta_ptr": "fp32", "count_ptr": "i32"}
-        cases.append(
-            case(f"segment pieces {dtype}", feature_pieces, CONFIGS, both, odd=odd, vector_loads=even)
-        )
+        cases.append(case(f"segment pieces {dtype}", feature_pieces, table, both, odd=odd, vector_loads=even))
         for name, streams, add in (
             ("both", both, False),
             ("both, added", both, True),
@@ -192,7 +194,7 @@ def aot_cases(d: int) -> list[AotCase]:
                 case(
                     f"segment {name} {dtype}",
                     _segment,
-                    CONFIGS,
+                    table,
                     {**streams, **outputs},
                     odd=odd,
                     constants={"BY_ENTRY": add, "ADD": add},

@@ -26,8 +26,8 @@ def decode(
         impl: "auto", "reference", "torch" or "triton". A named one runs or raises.
 
     Returns:
-        [*acts.shape, D_out] in the dtype of ``acts.values``. Differentiable in the values, W_dec, b_dec and init, to
-        any order. Bitwise equal from run to run with impl="triton" and, on the CPU, with the others.
+        [*acts.shape, D_out] in the dtype of ``acts.values``. Differentiable in the values, W_dec, b_dec and init.
+        Bitwise equal from run to run with impl="triton" and, on the CPU, with the others.
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit, with what was expected and what came.
