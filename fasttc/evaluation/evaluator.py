@@ -238,40 +238,17 @@ def _report(
     settings: dict[str, Any],
 ) -> Report:
     ce = run.original.mean(run.original.ce)
-    layers, features, hints = [], [], []
-    for index, (site, statistic) in enumerate(zip(tcs.sites, run.statistics, strict=True)):
-        quality, rates = statistic.result(site.layer), statistic.firing_rates()
-        alone = {}
-        if run.replaced_alone:
-            pair = (run.replaced_alone[index], run.ablated_alone[index])
-            replaced, ablated = (prediction.mean(prediction.ce) for prediction in pair)
-            alone = {
-                "ce_replaced": replaced,
-                "ce_ablated": ablated,
-                "recovered": recovered(ce, replaced, ablated),
-            }
-        encoder, decoder = drift[index]
-        if encoder is not None and decoder is not None:
-            alone |= {"encoder_cosine": float(encoder.mean()), "lowest_encoder_cosine": float(encoder.min())}
-            alone |= {"decoder_cosine": float(decoder.mean()), "lowest_decoder_cosine": float(decoder.min())}
-        layers.append(
-            LayerReport(
-                site.layer,
-                quality.fvu,
-                quality.mse,
-                quality.l0,
-                n_features=len(rates),
-                dead=int((rates == 0).sum()),
-                dense=int((rates > dense_above).sum()),
-                **alone,
-            )
-        )
-        features.append(FeatureReport(rates, encoder, decoder))
-        if quality.fvu > 1:
-            hints.append(
-                f"layer {site.layer}: FVU {quality.fvu:.3g} is worse than predicting the mean: these transcoders "
-                f"belong to another model, or do not read {site.x} and write {site.y}"
-            )
+    features = [
+        FeatureReport(statistic.firing_rates(), *cosines)
+        for statistic, cosines in zip(run.statistics, drift, strict=True)
+    ]
+    layers = [_layer_report(tcs, run, index, features[index], dense_above) for index in range(len(tcs))]
+    hints = [
+        f"layer {layer.layer}: FVU {layer.fvu:.3g} is worse than predicting the mean: these transcoders belong to "
+        f"another model, or do not read {site.x} and write {site.y}"
+        for layer, site in zip(layers, tcs.sites, strict=True)
+        if layer.fvu > 1
+    ]
     replaced, ablated = run.replaced.mean(run.replaced.ce), run.ablated.mean(run.ablated.ce)
     return Report(
         tokens=run.statistics[0].result(0).tokens,
@@ -288,4 +265,31 @@ def _report(
         settings=settings,
         hints=tuple(hints),
         features=tuple(features),
+    )
+
+
+def _layer_report(
+    tcs: TranscoderSet, run: _Variants, index: int, features: FeatureReport, dense_above: float
+) -> LayerReport:
+    layer, rates = tcs.sites[index].layer, features.firing_rate
+    quality = run.statistics[index].result(layer)
+    optional: dict[str, float] = {}
+    if run.replaced_alone:
+        pair = (run.replaced_alone[index], run.ablated_alone[index])
+        replaced, ablated = (prediction.mean(prediction.ce) for prediction in pair)
+        share = recovered(run.original.mean(run.original.ce), replaced, ablated)
+        optional = {"ce_replaced": replaced, "ce_ablated": ablated, "recovered": share}
+    for name in ("encoder_cosine", "decoder_cosine"):
+        cosines = getattr(features, name)
+        if cosines is not None:
+            optional |= {name: float(cosines.mean()), f"lowest_{name}": float(cosines.min())}
+    return LayerReport(
+        layer,
+        quality.fvu,
+        quality.mse,
+        quality.l0,
+        n_features=len(rates),
+        dead=int((rates == 0).sum()),
+        dense=int((rates > dense_above).sum()),
+        **optional,
     )
