@@ -1,0 +1,232 @@
+"""Stop a training anywhere, in any way: what is resumed ends with the bits of what was never stopped."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from fasttc.training import Diverged, Interrupted, adapt, finetune, train
+from fasttc.training.checkpoint import load_checkpoint, model_fingerprint, save_checkpoint
+
+OPTIONS = {"batch_size": 4, "tokens": 64 * 12, "progress": False, "validation_tokens": 200, "lr": 3e-3}
+WIDTH = {"n_features": 48, "k": 6}
+
+
+class Runner:
+    """One kind of training on the same model and data, with its result as tensors."""
+
+    def __init__(self, kind, model, data, make_model):
+        self.kind, self.model, self.data = kind, model, data
+        if kind.startswith("adapt"):
+            activation = kind.removeprefix("adapt-")
+            self.base = train(model, data, **(OPTIONS | WIDTH | {"activation": activation}))[0]
+            self.tuned = make_model("llama", seed=0)
+            with torch.no_grad():
+                for layer in self.tuned.model.layers:
+                    layer.mlp.down_proj.weight *= 1.2
+
+    def __call__(self, out=None, **options):
+        options = OPTIONS | {"out": out} | options
+        if self.kind == "finetune":
+            return dict(finetune(self.model, self.data, **options)[0].named_parameters())
+        if self.kind.startswith("adapt"):
+            tcs = adapt(self.tuned, self.base, self.data, train_threshold="jump" in self.kind, **options)[0]
+        else:
+            tcs = train(self.model, self.data, activation=self.kind, **WIDTH, **options)[0]
+        return {f"{i}.{name}": t for i, tc in enumerate(tcs) for name, t in tc.state_dict().items()}
+
+
+KINDS = ["topk", "batchtopk", "jumprelu", "relu", "finetune", "adapt-topk", "adapt-jumprelu", "adapt-relu"]
+
+
+@pytest.fixture
+def runner(model, data, tiny_model):
+    return lambda kind: Runner(kind, model, data, tiny_model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_and_resumed_ends_with_the_same_bits(runner, kind, tmp_path, interrupt, same_tensors):
+    run = runner(kind)
+    whole = run()
+    for step in (1, 7):
+        with pytest.raises(Interrupted, match=f"interrupted after step {step}; .*checkpoint resumes there"):
+            run(tmp_path / "out", callbacks=[interrupt(step)], resume="auto")
+    assert not (tmp_path / "out").exists()
+    same_tensors(run(tmp_path / "out", resume=True), whole)
+    assert (tmp_path / "out").is_dir()
+    assert not (tmp_path / "out.run" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("kind", ["topk", "finetune"])
+def test_a_kill_between_checkpoints_goes_back_to_the_last(runner, kind, tmp_path, same_tensors):
+    run = runner(kind)
+    whole = run()
+
+    def crash(progress):
+        if progress.step == 9:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "out", callbacks=[crash], checkpoint_every=4, log_every=1)
+    checkpoint = tmp_path / "out.run" / "checkpoint"
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 8
+    same_tensors(run(tmp_path / "out", resume=True, log_every=1), whole)
+    log = (tmp_path / "out.run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
+
+
+def test_ctrl_c_never_cuts_a_step_in_two(runner, tmp_path, same_tensors, monkeypatch):
+    """A real signal, in the middle of a step: the step is finished, then the checkpoint is written."""
+    from fasttc.training.transcoding import TranscoderTask
+
+    run = runner("topk")
+    whole = run()
+    original, calls = TranscoderTask.backward, []
+
+    def backward(self, batch):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(TranscoderTask, "backward", backward)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(tmp_path / "out")
+    assert caught.value.step == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    same_tensors(run(tmp_path / "out", resume=True), whole)
+
+
+def test_interrupt_inside_a_step_keeps_the_last_checkpoint(runner, tmp_path, same_tensors, monkeypatch):
+    """Off the main thread no signal can be held back: there the half-done step is thrown away."""
+    from fasttc.training.optimiser import Optimiser
+
+    run = runner("topk")
+    whole = run()
+    original, calls = Optimiser.step, []
+
+    def step(self, lr):
+        original(self, lr)
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    def work():
+        try:
+            run(tmp_path / "out", checkpoint_every=3)
+        except Interrupted as error:
+            caught.append(error)
+
+    caught = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimiser, "step", step)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert caught[0].step == 6
+    same_tensors(run(tmp_path / "out", resume=True), whole)
+
+
+def test_interrupt_without_a_place_says_so(runner, interrupt):
+    with pytest.raises(Interrupted, match=r"after step 2; nothing was saved \(no out= was given\)"):
+        runner("topk")(callbacks=[interrupt(2)])
+
+
+def test_another_configuration_is_refused_by_name(runner, model, data, tmp_path, interrupt, tiny_model):
+    run = runner("topk")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "out", callbacks=[interrupt(3)])
+    with pytest.raises(
+        ValueError, match=r"another configuration: batch_size \(checkpoint 4, now 2\); lr .*0\.001"
+    ):
+        run(tmp_path / "out", resume=True, batch_size=2, lr=1e-3)
+    run.model = tiny_model("llama", seed=1)
+    with pytest.raises(ValueError, match="another configuration: model "):
+        run(tmp_path / "out", resume="auto")
+    run.model, run.data = model, type(data)(data.documents[:50], context=16, bos_id=2)
+    with pytest.raises(ValueError, match="another configuration: data "):
+        run(tmp_path / "out", resume="auto")
+    with pytest.raises(ValueError, match=r"expected a checkpoint at .*, found none"):
+        run(tmp_path / "other", resume=True)
+
+
+def test_without_resume_a_run_starts_anew(runner, tmp_path, interrupt, same_tensors):
+    run = runner("topk")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "out", callbacks=[interrupt(3)])
+    same_tensors(run(tmp_path / "out", seed=5), run(seed=5))
+
+
+@pytest.mark.parametrize("kind", ["topk", "finetune"])
+def test_a_loss_that_is_not_a_number_stops_at_its_step(runner, kind, tmp_path):
+    run = runner(kind)
+
+    def poison(progress):
+        if progress.step == 7:
+            group = progress.task.optimiser._groups[0]
+            with torch.no_grad():
+                next(iter(group.parameters.values())).fill_(float("nan"))
+
+    with pytest.raises(Diverged, match=r"diverged at step 8: loss nan.*last good checkpoint is") as caught:
+        run(tmp_path / "out", callbacks=[poison], checkpoint_every=3)
+    tensors, values = load_checkpoint(caught.value.checkpoint)
+    assert values["step"] == 6
+    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_loss_that_explodes_stops(runner):
+    with pytest.raises(Diverged, match=r"diverged at step .*try a lower learning rate"):
+        runner("topk")(lr=1e3, log_every=1)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(runner, tmp_path, monkeypatch):
+    run, real, calls = runner("topk"), save_checkpoint, []
+
+    def save(path, tensors, values):
+        calls.append(1)
+        if len(calls) > 1:
+            monkeypatch.setattr("fasttc.training.checkpoint.save_file", full)
+        real(path, tensors, values)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fasttc.training.loop.save_checkpoint", save)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "out", checkpoint_every=4)
+    assert sorted(p.name for p in (tmp_path / "out.run").iterdir()) == ["checkpoint", "metrics.jsonl"]
+    assert load_checkpoint(tmp_path / "out.run" / "checkpoint")[1]["step"] == 4
+
+
+def test_damaged_checkpoints(tmp_path):
+    save_checkpoint(tmp_path / "c", {"a": torch.ones(2)}, {"config": {}})
+    (tmp_path / "c" / "state.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="cannot read the checkpoint"):
+        load_checkpoint(tmp_path / "c")
+    save_checkpoint(tmp_path / "c", {}, {"config": {}})
+    path = tmp_path / "c" / "state.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(ValueError, match=r"expected a checkpoint of schema version 1, .* has 99"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_checkpoints_hold_the_random_state(tmp_path):
+    torch.manual_seed(3)
+    torch.rand(5)
+    save_checkpoint(tmp_path / "c", {}, {})
+    expected = torch.rand(4)
+    torch.manual_seed(9)
+    load_checkpoint(tmp_path / "c")
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_model_fingerprint_sees_a_changed_weight(tiny_model):
+    model = tiny_model("llama")
+    one = model_fingerprint(model)
+    assert one == model_fingerprint(tiny_model("llama"))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight *= 1.0001
+    assert model_fingerprint(model) != one
