@@ -1,12 +1,34 @@
 """Kernels run in Triton's interpreter where there is no GPU: the switch must be set before Triton is imported."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from fasttc.testing import poison_empty
+
 if not torch.cuda.is_available():
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise pytest.UsageError(
+            "Triton was imported before tests/kernels could set TRITON_INTERPRET=1: set it for the whole run, or run "
+            "tests/kernels in a process of its own"
+        )
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run: a GPU, or a CPU with the interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New memory is full of NaN: an output that a kernel forgets to write cannot pass for a zero."""
+    with poison_empty():
+        yield
 
 
 @pytest.fixture
