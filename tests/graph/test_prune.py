@@ -225,21 +225,20 @@ def test_unstored_tails_leave_the_masks_alone(oracle):
     assert torch.equal(pruned.dense_mask(), oracle.pruned["edge_mask"])
 
 
-def test_unstored_edges_count_in_the_share(by_hand):
+def test_unstored_edges_count_in_the_influence_but_not_among_the_edges(by_hand):
     remainder = torch.zeros(9, dtype=torch.float64)
     remainder[0] = 4.0  # half of what enters a
-    # Edge scores: b -> logit 0.375, a -> b 0.25, token 1 -> a 0.140625, a -> logit and token 1 -> b 0.125, token 0 -> a
-    # 0.046875, not stored 0.1875. Of 1.25 in all, 65 % is 0.8125; of the stored 1.0625 it would end at 0.140625.
-    kept = _edges(by_hand(remainder=remainder).prune(0.8, 0.65))
-    assert kept == {(8, 1), (1, 0), (0, 7), (8, 0), (1, 7)}
+    pruned = by_hand(remainder=remainder).prune(0.8, 0.7)
+    assert pruned.influence.tolist() == [0.3125, 0.375, 0, 0.09375, 0, 0, 0.0390625, 0.2109375, 0]
+    assert _edges(pruned) == _edges(by_hand().prune(0.8, 0.7))
 
 
 # Selection by cumulative share
 
 
-def _by_sorting(scores, share, unlisted=0.0):
+def _by_sorting(scores, share):
     descending = np.sort(scores)[::-1]
-    cumulative = np.cumsum(descending) / (descending.sum() + unlisted)
+    cumulative = np.cumsum(descending) / descending.sum()
     return descending[min(int(np.searchsorted(cumulative, share)), len(scores) - 1)]
 
 
@@ -259,11 +258,3 @@ def test_selects_among_ties_and_zeros():
     assert share_threshold(scores, 1.0) == 1.0  # the lowest positive one
     assert share_threshold(np.zeros(100_000), 0.5) == 0.0
     assert share_threshold(np.zeros(0), 0.5) == 0.0
-
-
-@pytest.mark.parametrize("size", [100, 100_000])
-def test_unlisted_scores_count_in_the_total_only(size):
-    scores = np.random.default_rng(1).random(size) + 0.5
-    unlisted = float(scores.sum())
-    assert share_threshold(scores, 0.4, unlisted) == _by_sorting(scores, 0.4, unlisted)
-    assert share_threshold(scores, 0.6, unlisted) == scores.min()  # never reached: everything listed is kept
