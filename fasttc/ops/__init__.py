@@ -7,5 +7,7 @@ from fasttc.ops.decode import decode as decode
 from fasttc.ops.decode import residual as residual
 from fasttc.ops.edges import edges as edges
 from fasttc.ops.encode import encode as encode
+from fasttc.ops.row_adam import RowAdam as RowAdam
+from fasttc.ops.segment import segment as segment
 
-__all__ = ["Choice", "SparseActs", "decode", "edges", "encode", "explain", "residual"]
+__all__ = ["Choice", "RowAdam", "SparseActs", "decode", "edges", "encode", "explain", "residual", "segment"]
