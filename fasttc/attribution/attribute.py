@@ -1,5 +1,6 @@
 """``attribute``: the attribution graph of a prompt."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from fasttc.attribution.rank import Ranking
 from fasttc.attribution.rows import EdgeWriter, Kept
 from fasttc.attribution.sources import Sources, find_sources
 from fasttc.attribution.targets import Resolver, Root, Target, root_targets
-from fasttc.attribution.trace import Progress, feature_targets, sweep
+from fasttc.attribution.trace import Progress, Sweep, feature_targets
 from fasttc.graph import Graph
 from fasttc.models import check_match
 from fasttc.models.linear import freeze, layer_weights, unembedding
@@ -186,11 +187,13 @@ def _rows(
     kept = Kept(None if nodes is None else nodes.tolist(), sources.n_features)
     groups = [*feature_targets(linear, sources, nodes), *root_targets(roots, sources.n_features)]
     capacity = sum(
-        sources.width(group.point.depth, position + 1) for group in groups for position in group.positions
+        count * sources.width(group.point.depth, position + 1)
+        for group in groups
+        for position, count in Counter(group.positions).items()
     )
     writer = EdgeWriter(sources, kept, options.edge_share, int(capacity * _expected(options.edge_share)))
     with _bar(options.progress, "edges") as progress:
-        for block in sweep(linear, sources, groups, budget, progress=progress):
+        for block in Sweep(linear, sources, budget).blocks(groups, progress):
             writer.write(block)
     return kept, writer
 
@@ -212,22 +215,19 @@ def _adaptive_rows(
     """Rows of the most influential features: a few at a time, ranked again in between."""
     device = sources.embedding.device
     weights = torch.tensor([root.weight for root in roots], dtype=sources.embedding.dtype, device=device)
-    ranking = Ranking(sources, weights)
+    ranking, sweep = Ranking(sources, weights), Sweep(linear, sources, budget)
     done, visited = 0, ~reachable
     chosen = torch.zeros_like(reachable)
     with _bar(options.progress, "edges") as progress:
-        for block in sweep(linear, sources, root_targets(roots, sources.n_features), budget):
+        for block in sweep.blocks(root_targets(roots, sources.n_features)):
             ranking.add(block)
         while done < limit:
             nodes = ranking.next(visited, min(options.refresh, limit - done))
             visited[nodes], chosen[nodes] = True, True
             share = len(nodes) / limit
-            for block in sweep(
-                linear,
-                sources,
-                feature_targets(linear, sources, nodes),
-                budget,
-                progress=lambda part, share=share: progress(part * share) if progress else None,
+            groups = feature_targets(linear, sources, nodes)
+            for block in sweep.blocks(
+                groups, progress and (lambda part, share=share: progress(part * share))
             ):
                 ranking.add(block)
             done += len(nodes)

@@ -33,14 +33,14 @@ class Skip:
         """What comes back to the residual from ``gradient [P, n, D]`` (contiguous), same shape."""
         return self._apply(gradient, self.matrix.T)
 
-    def jvp(self, resid: Tensor) -> Tensor:
-        """What is added to the residual ``[T, n, D]`` (contiguous), same shape."""
-        return self._apply(resid, self.matrix)
+    def jvp(self, resid: Tensor, first: int = 0) -> Tensor:
+        """What is added to the residual ``[T - first, n, D]`` (contiguous) of positions ``first`` on, same shape."""
+        return self._apply(resid, self.matrix, first)
 
-    def _apply(self, tensor: Tensor, matrix: Tensor) -> Tensor:
+    def _apply(self, tensor: Tensor, matrix: Tensor, first: int = 0) -> Tensor:
         length, n, width = tensor.shape
         moved = product(tensor.view(length * n, width), matrix).view(length, n, width)
-        return moved.mul_(self.scale[:length, None, None])
+        return moved.mul_(self.scale[first : first + length, None, None])
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class LinearLayer:
         return self.value.shape[0]
 
     @property
+    def heads_per_group(self) -> int:
+        return self.n_heads // self.n_kv_heads
+
+    @property
     def head_dim(self) -> int:
         return self.value.shape[1]
 
@@ -100,7 +104,7 @@ class LinearLayer:
         projected = gradient.new_empty(length * n, self.head_dim)
         for head in range(self.n_heads):
             product(rows, self.output[head], out=projected)
-            group = mixed[head * self.n_kv_heads // self.n_heads]
+            group = mixed[head // self.heads_per_group]
             queries = projected.view(length, n * self.head_dim)
             for start, stop in _blocks(length):
                 weights = self.pattern[head, start:length, start:stop]
@@ -120,21 +124,21 @@ class LinearLayer:
             gradient += self.skip.vjp(gradient)
             self.attention_vjp_(gradient)
 
-    def attention_jvp(self, resid: Tensor) -> Tensor:
-        """What the attention adds to the residual: ``[T, n, D] -> [T, n, D]``, positions first."""
+    def attention_jvp(self, resid: Tensor, first: int = 0) -> Tensor:
+        """What the attention adds to the residual ``[T - first, n, D]`` of positions ``first`` to T - 1, same shape."""
         length, n, width = resid.shape
-        rows, out = resid.view(length * n, width), torch.zeros_like(resid)
-        for group in range(self.n_kv_heads):
-            values = product(rows, self.value[group].T).view(length, n * self.head_dim)
-            mixed = torch.empty_like(values)
-            per_group = self.n_heads // self.n_kv_heads
-            for head in range(group * per_group, (group + 1) * per_group):
-                for start, stop in _blocks(length):
-                    torch.mm(self.pattern[head, start:stop, :stop], values[:stop], out=mixed[start:stop])
-                add_product_(
-                    out.view(length * n, width), mixed.view(length * n, self.head_dim), self.output[head].T
-                )
-        return out
+        rows, added = resid.view(length * n, width), torch.zeros_like(resid)
+        groups = [product(rows, value.T).view(length, n * self.head_dim) for value in self.value]
+        mixed = torch.empty_like(groups[0])
+        for head in range(self.n_heads):
+            group = groups[head // self.heads_per_group]
+            for start, stop in _blocks(length):
+                weights = self.pattern[head, first + start : first + stop, first : first + stop]
+                torch.mm(weights, group[:stop], out=mixed[start:stop])
+            add_product_(
+                added.view(length * n, width), mixed.view(length * n, self.head_dim), self.output[head].T
+            )
+        return added
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,18 @@ def make_budget(limit: int | None, device: torch.device) -> Budget:
     return Budget(limit, _PREFERRED_BYTES.get(device.type, _PREFERRED_BYTES["cpu"]))
 
 
-def bytes_per_target(model: LinearModel, sources: Sources, point: Point, length: int) -> int:
-    """Bytes of the working set per target of a cohort that reaches ``length`` positions."""
+def check_budget(budget: Budget, model: LinearModel, sources: Sources) -> None:
+    """ValueError, saying how much is needed, where ``budget`` does not hold one target of the largest kind."""
+    needed = bytes_per_target(model, sources, sources.n_layers, sources.n_tokens)
+    if budget.limit < needed:
+        raise ValueError(
+            f"memory_budget: expected at least {needed} bytes, for one target that reaches {sources.n_tokens} "
+            f"positions, got {budget.limit}"
+        )
+
+
+def bytes_per_target(model: LinearModel, sources: Sources, depth: int, length: int) -> int:
+    """Bytes of the working set per target of a cohort of the given depth that reaches ``length`` positions."""
     layer = model.layers[0]
     width, head_dim = sources.embedding.shape[1], layer.head_dim
     rank = max(1 + layer.n_heads, length)  # factors: old and new ones side by side, and their coefficients
@@ -59,7 +69,7 @@ def bytes_per_target(model: LinearModel, sources: Sources, point: Point, length:
     attention = length * head_dim * (1 + layer.n_kv_heads)
     factors = 2 * rank * (width + length)
     # The row itself, and the features of one layer once more before they are copied into it.
-    row = 2 * sources.width(point.depth, length)
+    row = 2 * sources.width(depth, length)
     return (gradient + attention + factors + row) * sources.embedding.element_size()
 
 
@@ -73,23 +83,14 @@ def cohorts(
         n_channels: D.
         item_size: bytes per number.
         cost: bytes of the working set per target, given the number of positions its cohort reaches.
-        budget: what a cohort may take.
-
-    Raises:
-        ValueError: the budget does not hold one target; says how much would.
+        budget: what a cohort may take; at least one target of each length.
     """
     ranges = []
     stop = len(positions)
     while stop > 0:
         length = positions[stop - 1] + 1
-        most = budget.limit // cost(length)
-        if most < 1:
-            raise ValueError(
-                f"memory_budget: expected at least {cost(length)} bytes for one target that reaches {length} "
-                f"positions, got {budget.limit}"
-            )
-        wanted = max(1, budget.preferred // (length * n_channels * item_size))
-        start = max(0, stop - min(most, wanted))
+        most = min(budget.limit // cost(length), budget.preferred // (length * n_channels * item_size))
+        start = max(0, stop - max(1, most))
         if (stop - start) * length > _SMALL:
             # Targets at less than half the length would spend most of their work on positions after their own.
             start = max(start, bisect_left(positions, length // 2, start, stop - 1))

@@ -96,7 +96,7 @@ def _attention_factors(layer: LinearLayer, coefficients: Tensor, vectors: Tensor
         spread = coefficients.view(groups * rank, length) @ layer.pattern[head, :length, :length]
         new_coefficients[:, head] = spread.view(groups, rank, length)
         projected = product(vectors.view(rank * n, width), layer.output[head])
-        product(projected, layer.value[head * layer.n_kv_heads // heads], out=new_vectors[head])
+        product(projected, layer.value[head // layer.heads_per_group], out=new_vectors[head])
     return new_coefficients.view(groups, heads * rank, length), new_vectors.view(heads * rank, n, width)
 
 

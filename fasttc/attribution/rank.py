@@ -38,7 +38,7 @@ class Ranking:
         for number in sorted(range(len(self.blocks)), key=self._height, reverse=True):
             block = self.blocks[number]
             passed = arrived[block.rows] / self._mass[number].clamp_min(_MASS_FLOOR)
-            for part in segments(self.sources, block.point.depth, block.length):
+            for part in segments(self.sources, block.point, block.span):
                 if part.kind == "feature":
                     shares = block.values[:, part.start : part.stop].abs()
                     arrived[part.node : part.node + part.stop - part.start] += passed @ shares

@@ -10,6 +10,8 @@ from torch import Tensor
 from fasttc.attribution.plan import Point
 from fasttc.attribution.sources import Sources
 
+_CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 26  # edges looked at together when zeros are removed
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -29,22 +31,34 @@ class Segment:
     layer: int
 
 
-def segments(sources: Sources, depth: int, length: int) -> Iterator[Segment]:
-    """Columns of a row of the given depth and length, in graph order: only sources that can reach such a target."""
-    start = 0
-    for number in range(depth):
-        stop = start + sources.layers[number].before[length]
-        yield Segment(start, stop, sources.feature_ptr[number], "feature", number)
-        start = stop
-    for number in range(depth):
+def segments(sources: Sources, point: Point, positions: range) -> Iterator[Segment]:
+    """Columns that targets at a point and in a range of positions can have, in graph order."""
+    columns = 0
+    length = positions.stop
+    for number in range(point.depth):
         layer = sources.layers[number]
-        stop = start + layer.n_errors(length)
-        node = sources.n_features + number * sources.n_tokens + layer.zeroed
-        yield Segment(start, stop, node, "error", number)
-        start = stop
+        first = layer.before[_lowest(point, number, positions)]
+        stop = columns + layer.before[length] - first
+        yield Segment(columns, stop, sources.feature_ptr[number] + first, "feature", number)
+        columns = stop
+    for number in range(point.depth):
+        first = max(_lowest(point, number, positions), sources.layers[number].zeroed)
+        stop = columns + max(0, length - first)
+        yield Segment(columns, stop, sources.n_features + number * sources.n_tokens + first, "error", number)
+        columns = stop
+    first = positions.start if point == Point(0, False) else 0
     yield Segment(
-        start, start + length, sources.n_features + sources.n_layers * sources.n_tokens, "token", -1
+        columns,
+        columns + length - first,
+        sources.n_features + sources.n_layers * sources.n_tokens + first,
+        "token",
+        -1,
     )
+
+
+def _lowest(point: Point, layer: int, positions: range) -> int:
+    """First position of a layer that is seen: nothing has moved between positions before the first attention."""
+    return positions.start if layer == point.depth - 1 and not point.attention_first else 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ class RowBlock:
         point: where the targets sit.
         rows: ``[n]`` int64 row numbers: of features as columns are numbered, targets after all of them.
         positions: n positions, ascending; the block's columns reach to the last one.
-        values: ``[n, width]`` as laid out by :func:`segments`.
+        values: ``[n, width]`` as laid out by :func:`segments` for all these positions; zero where a target does not
+            reach.
     """
 
     point: Point
@@ -64,8 +79,8 @@ class RowBlock:
     values: Tensor
 
     @property
-    def length(self) -> int:
-        return self.positions[-1] + 1
+    def span(self) -> range:
+        return range(self.positions[0], self.positions[-1] + 1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ class EdgeWriter:
             position, stop = block.positions[start], start
             while stop < len(block.positions) and block.positions[stop] == position:
                 stop += 1
-            own = self._reached(parts, block.point.depth, position + 1)
+            own = self._reached(parts, block.point, position)
             add = self._append if self.share == 1 else self._append_largest
             add([values[start:stop, part] for part in own], [columns[part] for part in own])
             start = stop
@@ -131,7 +146,7 @@ class EdgeWriter:
 
     def _restrict(self, block: RowBlock) -> tuple[Tensor, Tensor, list[Segment]]:
         """The block without features that are no nodes: values, graph columns, and where its segments are now."""
-        wide = list(segments(self.sources, block.point.depth, block.length))
+        wide = list(segments(self.sources, block.point, block.span))
         parts, start = [], 0
         for part in wide:
             first, last = self.kept.columns(part)
@@ -151,13 +166,14 @@ class EdgeWriter:
                 chosen.append(_range(part.start, part.stop, self._kept_nodes))
         return block.values.index_select(1, torch.cat(chosen)), columns, parts
 
-    def _reached(self, parts: list[Segment], depth: int, length: int) -> list[slice]:
-        """Columns of a restricted block that a target at position ``length - 1`` can have."""
-        own = segments(self.sources, depth, length)
+    def _reached(self, parts: list[Segment], point: Point, position: int) -> list[slice]:
+        """Columns of a restricted block that a target at ``position`` can have."""
         slices = []
-        for part, mine in zip(parts, own, strict=True):
-            first, last = self.kept.columns(mine)
-            slices.append(slice(part.start, part.start + last - first))
+        for part, own in zip(
+            parts, segments(self.sources, point, range(position, position + 1)), strict=True
+        ):
+            first, last = self.kept.columns(own)
+            slices.append(slice(part.start + first - part.node, part.start + last - part.node))
         return slices
 
     def _append(self, values: list[Tensor], columns: list[Tensor]) -> None:
@@ -213,24 +229,25 @@ class EdgeWriter:
         return counts, columns.cpu(), values.cpu(), remainder
 
 
-def _drop_zeros(
-    counts: Tensor, columns: Tensor, values: Tensor, chunk: int = 1 << 22
-) -> tuple[Tensor, Tensor, Tensor]:
+def _drop_zeros(counts: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Removes edges whose value is zero, in place: the others move to the front."""
-    zeros = (values == 0).nonzero()[:, 0]
-    if not len(zeros):
-        return counts, columns, values
-    rows = torch.searchsorted(counts.cumsum(0).to(zeros.device), zeros, right=True)
-    counts = counts - torch.bincount(rows, minlength=len(counts)).cpu()
-    used = 0
+    ends = counts.cumsum(0).to(values.device)
+    zeros, used = torch.zeros_like(ends), 0
+    chunk = _CHUNK_ON_GPU if values.is_cuda else _CHUNK
     for start in range(0, len(values), chunk):
-        part = slice(start, start + chunk)
-        stored = values[part] != 0
-        stored_values, stored_columns = values[part][stored], columns[part][stored]
-        place = slice(used, used + len(stored_values))
-        values[place], columns[place] = stored_values, stored_columns
+        part_values, part_columns = values[start : start + chunk], columns[start : start + chunk]
+        empty = part_values == 0
+        if bool(empty.any()):
+            rows = torch.searchsorted(ends, start + empty.nonzero()[:, 0], right=True)
+            zeros += torch.bincount(rows, minlength=len(counts))
+            part_values, part_columns = part_values[~empty], part_columns[~empty]
+        elif used == start:
+            used += len(part_values)
+            continue
+        place = slice(used, used + len(part_values))
+        values[place], columns[place] = part_values.clone(), part_columns.clone()  # the ranges may overlap
         used = place.stop
-    return counts, columns[:used], values[:used]
+    return counts - zeros.to(counts.device), columns[:used], values[:used]
 
 
 def _reorder(order: Tensor, counts: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,9 +33,10 @@ class LayerSources:
     W_enc: Tensor
     W_dec: Tensor
 
-    def n_errors(self, length: int) -> int:
-        """Errors that are nodes with values, at positions below ``length``."""
-        return max(0, length - self.zeroed)
+    def decoder_rows(self, start: int, stop: int) -> Tensor:
+        """``[stop - start, D]``: what the features ``start`` to ``stop`` write: decoder rows times activations."""
+        rows = self.W_dec[self.features[start:stop]].to(self.activations.dtype)
+        return rows.mul_(self.activations[start:stop, None])
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Sources:
 
     def width(self, depth: int, length: int) -> int:
         """How many sources lie in layers below ``depth`` at positions below ``length``, tokens included."""
-        below = self.layers[:depth]
-        return sum(layer.before[length] + layer.n_errors(length) for layer in below) + length
+        return sum(layer.before[length] + length for layer in self.layers[:depth]) + length
 
 
 def find_sources(frozen: FrozenModel, tcs: TranscoderSet) -> Sources:

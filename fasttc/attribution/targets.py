@@ -119,7 +119,8 @@ class Resolver:
         """
         if targets is None:
             return self._most_probable(max_logits, logit_prob)
-        given = [target.item() if isinstance(target, Tensor) else target for target in targets]
+        listed: Any = targets
+        given: list[Any] = listed.tolist() if isinstance(listed, Tensor) else list(listed)
         if not given:
             raise ValueError("targets: expected at least one, got none")
         return [self._root(target, number) for number, target in enumerate(given)]

@@ -2,7 +2,7 @@
 
 Targets of one layer form cohorts (:mod:`fasttc.attribution.plan`). A cohort's gradients enter at their own layer and
 go down through the layers below it, over positions up to the last of theirs only; at each layer they are contracted
-with the decoder rows of the features that are active there. One target costs what its own causal cone costs.
+with what is active there. One target costs what its own causal cone costs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttc import ops
+from fasttc.attribution.contract import Contraction, dots
 from fasttc.attribution.linearize import LinearModel
-from fasttc.attribution.plan import Budget, Point, bytes_per_target, cohorts
+from fasttc.attribution.plan import Budget, Point, bytes_per_target, check_budget, cohorts
 from fasttc.attribution.pullback import Pullback
 from fasttc.attribution.rows import RowBlock, segments
 from fasttc.attribution.sources import Sources
+from fasttc.attribution.tokens import token_edges
 
 Progress = Callable[[float], Any]
+
+_COPY_SHARE = (
+    8  # active decoder rows are copied side by side where that takes at most this part of the budget
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Targets:
     rows: Tensor
     positions: list[int]
     vectors: Callable[[int, int], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
 def feature_targets(model: LinearModel, sources: Sources, chosen: Tensor | None = None) -> list[Targets]:
@@ -76,83 +84,86 @@ def _layer_targets(model: LinearModel, sources: Sources, number: int, local: Ten
     )
 
 
-def sweep(
-    model: LinearModel,
-    sources: Sources,
-    targets: Sequence[Targets],
-    budget: Budget,
-    *,
-    progress: Progress | None = None,
-) -> Iterator[RowBlock]:
-    """Edges into all targets, cohort by cohort, groups in the order given and rows in the order of their group.
+class Sweep:
+    """Edges into targets, cohort by cohort.
 
     Args:
         model: linear maps of the prompt.
         sources: where edges come from.
-        targets: groups of targets.
         budget: memory of one cohort.
-        progress: called after each cohort with the share of the work it was, by count of operations.
 
     Raises:
         ValueError: the budget does not hold a single target.
     """
-    planned = [(group, *part) for group in targets for part in _planned(model, sources, group, budget)]
-    work = [_work(group, start, stop) for group, start, stop in planned]
-    token_rows = None
-    for (group, start, stop), share in zip(planned, work, strict=True):
-        yield _trace(model, sources, group, start, stop, token_rows)
-        if progress is not None:
-            progress(share / sum(work))
 
+    def __init__(self, model: LinearModel, sources: Sources, budget: Budget) -> None:
+        check_budget(budget, model, sources)
+        self.model, self.sources, self.budget = model, sources, budget
+        bytes_of_rows = sources.n_features * sources.embedding[0].nbytes
+        copy = bytes_of_rows <= budget.limit // _COPY_SHARE
+        self._contractions = [Contraction(layer, copy=copy) for layer in sources.layers]
 
-def _planned(
-    model: LinearModel, sources: Sources, group: Targets, budget: Budget
-) -> Iterator[tuple[int, int]]:
-    width, item_size = sources.embedding.shape[1], sources.embedding.element_size()
+    @torch.no_grad()
+    def blocks(self, targets: Sequence[Targets], progress: Progress | None = None) -> Iterator[RowBlock]:
+        """Rows of all targets: groups in the order given, rows in the order of their group.
 
-    def cost(length: int) -> int:
-        return bytes_per_target(model, sources, group.point, length)
+        Args:
+            targets: groups of targets.
+            progress: called after each cohort with the share of the work it was, by count of operations.
+        """
+        plans = [list(self._plan(group)) for group in targets]
+        work = sum(_work(group, *part) for group, plan in zip(targets, plans, strict=True) for part in plan)
+        tokens = self._token_edges(targets)
+        for group, plan, edges in zip(targets, plans, tokens, strict=True):
+            for start, stop in plan:
+                yield self._trace(group, start, stop, edges)
+                if progress is not None:
+                    progress(_work(group, start, stop) / work)
 
-    return cohorts(group.positions, width, item_size, cost, budget)
+    def _plan(self, group: Targets) -> Iterator[tuple[int, int]]:
+        embedding = self.sources.embedding
+
+        def cost(length: int) -> int:
+            return bytes_per_target(self.model, self.sources, group.point.depth, length)
+
+        return cohorts(group.positions, embedding.shape[1], embedding.element_size(), cost, self.budget)
+
+    def _token_edges(self, targets: Sequence[Targets]) -> Sequence[Tensor | None]:
+        """Edges of the tokens where they are found by going upwards: with many targets that saves each a layer."""
+        passes = (
+            self.sources.n_tokens * self.sources.n_layers
+        )  # layers that tokens pass; a target passes one more
+        if sum(map(len, targets)) <= passes:
+            return [None] * len(targets)
+        return token_edges(self.model, self.sources, targets, self.budget)
+
+    def _trace(self, group: Targets, start: int, stop: int, tokens: Tensor | None) -> RowBlock:
+        point, positions = group.point, group.positions[start:stop]
+        span = range(positions[0], positions[-1] + 1)
+        parts = {(part.kind, part.layer): part for part in segments(self.sources, point, span)}
+        token_part = parts["token", -1]
+        values = self.sources.embedding.new_zeros(stop - start, token_part.stop)
+        pull = Pullback(group.vectors(start, stop), positions)
+        lowest = (
+            0 if tokens is None else 1
+        )  # the first layer's attention lies between features and tokens only
+        if point.attention_first and point.depth >= lowest:
+            pull.through(self.model.layers[point.depth].without_skip())
+        for number in reversed(range(point.depth)):
+            gradient = self.model.layers[number].write_vjp(pull.gradient)
+            for kind in ("feature", "error"):
+                part = parts[kind, number]
+                self._contractions[number].write(kind, gradient, positions, values[:, part.start : part.stop])
+            if number >= lowest:
+                pull.through(self.model.layers[number])
+        out = values[:, token_part.start :]
+        if tokens is not None:
+            out[:] = tokens[start:stop, span.stop - out.shape[1] : span.stop]
+        else:
+            dots(pull.gradient, self.sources.embedding, positions, out)
+        return RowBlock(point, group.rows[start:stop], positions, values)
 
 
 def _work(group: Targets, start: int, stop: int) -> float:
     """Operations of a cohort up to a constant: layers passed times positions reached."""
-    return (stop - start) * (group.positions[stop - 1] + 1) * (group.point.depth + 0.5)
-
-
-@torch.no_grad()
-def _trace(
-    model: LinearModel, sources: Sources, group: Targets, start: int, stop: int, token_rows: Tensor | None
-) -> RowBlock:
-    positions = group.positions[start:stop]
-    pull = Pullback(group.vectors(start, stop), positions)
-    values = pull.gradient.new_empty(stop - start, sources.width(group.point.depth, pull.length))
-    parts = {(part.kind, part.layer): part for part in segments(sources, group.point.depth, pull.length)}
-    own = torch.tensor(positions, device=values.device)
-    if group.point.attention_first:
-        pull.through(model.layers[group.point.depth].without_skip())
-    for number in reversed(range(group.point.depth)):
-        layer, linear = sources.layers[number], model.layers[number]
-        gradient = linear.write_vjp(pull.gradient)
-        place = parts["feature", number]
-        count = place.stop - place.start
-        values[:, place.start : place.stop] = ops.edges(
-            gradient.transpose(0, 1),
-            layer.W_dec,
-            layer.features[:count],
-            layer.positions[:count],
-            layer.activations[:count],
-            target_positions=own,
-        )
-        place = parts["error", number]
-        values[:, place.start : place.stop] = _dots(gradient, layer.errors)[:, layer.zeroed :]
-        pull.through(linear)
-    place = parts["token", -1]
-    values[:, place.start : place.stop] = _dots(pull.gradient, sources.embedding)
-    return RowBlock(group.point, group.rows[start:stop], positions, values)
-
-
-def _dots(gradient: Tensor, vectors: Tensor) -> Tensor:
-    """``out[b, t] = <gradient[t, b], vectors[t]>``: ``[n, P]``."""
-    return torch.bmm(gradient, vectors[: len(gradient), :, None])[:, :, 0].T
+    return (stop - start) * group.positions[stop - 1] * (group.point.depth + 0.5) + 1

@@ -143,7 +143,7 @@ class FrozenOracle:
     def constants(self) -> list[Tensor]:
         """Per layer, y without its skip part."""
         return [
-            y if transcoder.W_skip is None else y - x @ transcoder.W_skip.T
+            y.clone() if transcoder.W_skip is None else y - x @ transcoder.W_skip.T
             for transcoder, x, y in zip(self.tcs, self.x, self.y, strict=True)
         ]
 

@@ -67,7 +67,9 @@ def test_capped_graph_is_a_part_of_the_whole(case):
     assert part.n_features == 150
     nodes = [int((whole.features == feature).all(1).nonzero()) for feature in part.features]
     nodes += range(whole.n_features, whole.n_nodes)
-    torch.testing.assert_close(part.dense(), whole.dense()[nodes][:, nodes], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        part.dense(), whole.dense()[nodes][:, nodes], rtol=0, atol=1e-6 * float(whole.values.abs().max())
+    )
     # Almost all of what matters is among the chosen: ranking by the rows known so far is close to the truth.
     best = whole.influence()[: whole.n_features].sort(descending=True).values
     assert whole.influence()[nodes[:150]].sum() > 0.95 * best[:150].sum()
