@@ -34,7 +34,7 @@ def batch_topk(z: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     return (values.relu() if relu else values), (order % f).int(), row_ptr
 
 
-class _Jump(torch.autograd.Function):
+class Jump(torch.autograd.Function):
     """``(z·H(z-θ), H(z-θ))`` with the rectangle kernel for θ (JumpReLU SAEs, Rajamanoharan et al. 2024, eq. 11-12).
 
     d value / dz = H;  d value / dθ = -(θ/ε) rect((z-θ)/ε);  d gate / dθ = -(1/ε) rect((z-θ)/ε).
@@ -72,7 +72,7 @@ def threshold(
     entries = z[token, feature]
     if bandwidth is None:
         return entries, feature.int(), row_ptr, None
-    values, gates = _Jump.apply(entries, theta[feature], bandwidth)  # type: ignore[misc]
+    values, gates = Jump.apply(entries, theta[feature], bandwidth)  # type: ignore[misc]
     return values, feature.int(), row_ptr, gates
 
 
