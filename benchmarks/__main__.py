@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 
-SUITES = {"aot": ".aot"}  # name -> module
+SUITES = {"aot": ".aot", "matched": ".matched"}  # name -> module
 
 
 def main(arguments: list[str]) -> int:

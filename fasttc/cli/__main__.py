@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("fasttc: interrupted; what was finished is kept, a checkpoint can be resumed", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"fasttc: {str(error) or 'interrupted'}", err=True)
         sys.exit(130)
     except (ValueError, TypeError, OSError) as error:
         if "--debug" in arguments:

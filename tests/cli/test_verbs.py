@@ -1,0 +1,319 @@
+"""Every verb on a small model: results, files, JSON; and wrong input as one line with exit code 2."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fasttc.cli.__main__ import VERBS
+from fasttc.graph import Graph, PrunedGraph
+from fasttc.nn import TranscoderSet
+
+SMALL = ("--context", "32", "--batch-size", "4")
+
+
+def data(home: Path) -> tuple[object, ...]:
+    return ("--data", home / "text.jsonl", *SMALL)
+
+
+def test_help_of_every_verb(fasttc) -> None:
+    code, overview, _ = fasttc("--help")
+    assert code == 0
+    for verb, (_, line) in VERBS.items():
+        assert verb in overview
+        assert line.split()[0] in overview
+        code, text, _ = fasttc(verb, "--help")
+        assert code == 0
+        assert "Usage: fasttc" in text
+
+
+def test_version_and_module_entry() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fasttc", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("fasttc, version ")
+
+
+def test_train_wrote_transcoders_and_a_report(home: Path) -> None:
+    tcs = TranscoderSet.from_pretrained(home / "tcs")
+    assert len(tcs) == 4
+    assert tcs[0].n_features == 64
+    report = json.loads((home / "tcs.run" / "report.json").read_text())
+    assert report["steps"] == 16
+    assert 1000 < report["tokens"] <= 2048
+    assert len((home / "tcs.run" / "metrics.jsonl").read_text().splitlines()) >= 1
+
+
+def test_json_is_one_object_with_settings(fasttc, home: Path) -> None:
+    code, out, err = fasttc("inspect", home / "tcs", "--json", "--seed", 7)
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["verb"] == "inspect"
+    assert shown["settings"]["seed"] == 7
+    assert [layer["F"] for layer in shown["layers"]] == [64] * 4
+    assert err.startswith("fasttc inspect: ")
+
+
+def test_finetune_then_adapt_then_evaluate(fasttc, home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ft"
+    code, shown, _ = fasttc(
+        "finetune", home / "model", *data(home), "--tokens", 600, "--lr", 1e-3, "--out", out, "--json"
+    )
+    assert code == 0
+    report = json.loads(shown)
+    assert report["sha256_before"] == report["sha256_after"]
+    assert report["frozen"] > 0
+    tcs = tmp_path / "tcs_ft"
+    adapt = (
+        "adapt",
+        out,
+        "--transcoders",
+        home / "tcs",
+        *data(home),
+        "--tokens",
+        600,
+        "--out",
+        tcs,
+        "--json",
+    )
+    code, shown, _ = fasttc(*adapt)
+    assert code == 0
+    assert json.loads(shown)["fvu"] < json.loads(shown)["fvu_before"]
+    measured = (
+        "evaluate",
+        out,
+        "--transcoders",
+        tcs,
+        "--base",
+        home / "tcs",
+        *data(home),
+        "--tokens",
+        300,
+        "--json",
+    )
+    code, shown, _ = fasttc(*measured)
+    assert code == 0
+    report = json.loads(shown)
+    assert {"kl", "top1_error", "ce_original", "ce_replaced", "ce_ablated", "layers"} <= report.keys()
+    assert all(layer["encoder_cosine"] <= 1.0 + 1e-6 for layer in report["layers"])
+
+
+def test_sample_is_data_and_depends_on_the_seed(fasttc, home: Path, tmp_path: Path) -> None:
+    texts = []
+    for seed in (0, 0, 1):
+        file = tmp_path / f"{len(texts)}.jsonl"
+        code, _, _ = fasttc("sample", home / "model", "-n", 3, "--tokens", 12, "--seed", seed, "--out", file)
+        assert code == 0
+        texts.append(file.read_text())
+    assert texts[0] == texts[1] != texts[2]
+    assert len([json.loads(line)["text"] for line in texts[0].splitlines()]) == 3
+
+
+def test_prune_and_export(fasttc, home: Path, tmp_path: Path) -> None:
+    pruned = tmp_path / "p.graph"
+    code, shown, _ = fasttc(
+        "graph", "prune", home / "g.graph", "--out", pruned, "--node-threshold", 0.5, "--json"
+    )
+    assert code == 0
+    result = json.loads(shown)
+    assert result["after"]["nodes"] < result["before"]["nodes"]
+    assert PrunedGraph.load(pruned).n_nodes == result["after"]["nodes"]
+    code, _, _ = fasttc("graph", "export", pruned, "--out", tmp_path / "json", "--slug", "one")
+    assert code == 0
+    exported = json.loads((tmp_path / "json" / "one.json").read_text())
+    assert len(exported["nodes"]) == result["after"]["nodes"]
+    assert json.loads((tmp_path / "json" / "graph-metadata.json").read_text())["graphs"][0]["slug"] == "one"
+
+
+def test_attribute_by_ids_equals_text(fasttc, home: Path, tmp_path: Path) -> None:
+    graph = Graph.load(home / "g.graph")
+    ids = ",".join(map(str, graph.input_ids.tolist()))
+    file = tmp_path / "ids.graph"
+    code, _, _ = fasttc(
+        "attribute", home / "model", "--transcoders", home / "tcs", "--prompt-ids", ids, "--out", file
+    )
+    assert code == 0
+    assert Graph.load(file).n_edges == graph.n_edges
+
+
+@pytest.mark.parametrize("kind", ["graph", "tcs", "model"])
+def test_inspect_says_what_it_is(fasttc, home: Path, kind: str) -> None:
+    path = {"graph": home / "g.graph", "tcs": home / "tcs", "model": home / "model"}[kind]
+    expected = {"graph": "Graph(", "tcs": "transcoder set", "model": "family: gemma2"}[kind]
+    code, shown, _ = fasttc("inspect", path)
+    assert code == 0
+    assert expected in shown
+
+
+BAD = {
+    "no model": (("sample", "{tmp}/nothing"), "nothing"),
+    "no data": (
+        ("train", "{home}/model", "--data", "{tmp}/no.txt", "--context", "32", "--out", "{tmp}/o"),
+        "no such file",
+    ),
+    "empty data": (
+        ("train", "{home}/model", "--data", "{tmp}/empty.txt", "--context", "32", "--out", "{tmp}/o"),
+        "is empty",
+    ),
+    "binary data": (
+        ("train", "{home}/model", "--data", "{tmp}/binary.txt", "--context", "32", "--out", "{tmp}/o"),
+        "is binary",
+    ),
+    "k > F": (
+        (
+            "train",
+            "{home}/model",
+            "--data",
+            "{home}/text.jsonl",
+            "--features",
+            "8",
+            "-k",
+            "9",
+            "--out",
+            "{tmp}/o",
+        ),
+        "k: expected at most n_features = 8, got 9",
+    ),
+    "missing field": (
+        (
+            "train",
+            "{home}/model",
+            "--data",
+            "{home}/text.jsonl",
+            "--context",
+            "32",
+            "--text",
+            "{{body}}",
+            "--out",
+            "{tmp}/o",
+        ),
+        "expected the field 'body' .* it has text",
+    ),
+    "long context": (
+        ("train", "{home}/model", "--data", "{home}/text.jsonl", "--context", "65", "--out", "{tmp}/o"),
+        "context: expected at most the model's 64 positions, got 65",
+    ),
+    "no transcoders": (
+        ("attribute", "{home}/model", "--transcoders", "{tmp}", "--prompt", "a", "--out", "{tmp}/g"),
+        "in no known format",
+    ),
+    "two prompts": (
+        ("attribute", "{home}/model", "--transcoders", "{home}/tcs", "--out", "{tmp}/g"),
+        "exactly one of --prompt and --prompt-ids",
+    ),
+    "bad ids": (
+        (
+            "attribute",
+            "{home}/model",
+            "--transcoders",
+            "{home}/tcs",
+            "--prompt-ids",
+            "1,x",
+            "--out",
+            "{tmp}/g",
+        ),
+        "token ids separated by commas",
+    ),
+    "long prompt": (
+        (
+            "attribute",
+            "{home}/model",
+            "--transcoders",
+            "{home}/tcs",
+            "--prompt-ids",
+            "2" + ",2" * 64,
+            "--out",
+            "{tmp}/g",
+        ),
+        "65",
+    ),
+    "not a graph": (("graph", "prune", "{home}/text.jsonl", "--out", "{tmp}/p"), "text.jsonl"),
+    "no graph": (("graph", "export", "{tmp}/none.graph", "--out", "{tmp}/p"), "none.graph"),
+    "threshold": (
+        ("graph", "prune", "{home}/g.graph", "--out", "{tmp}/p", "--node-threshold", "2"),
+        "node_threshold",
+    ),
+    "device": (("inspect", "{home}/tcs", "--device", "abacus"), "--device: expected cpu, cuda"),
+    "resume nothing": (
+        (
+            "train",
+            "{home}/model",
+            "--data",
+            "{home}/text.jsonl",
+            "--context",
+            "32",
+            "--resume",
+            "--out",
+            "{tmp}/o",
+        ),
+        "o.run",
+    ),
+    "unknown option": (("inspect", "{home}/tcs", "--colour"), "No such option"),
+    "unknown verb": (("explode",), "No such command"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(fasttc, home: Path, tmp_path: Path, case: str) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(b"\x00\x01" * 50)
+    arguments, message = BAD[case]
+    code, out, err = fasttc(*(argument.format(home=home, tmp=tmp_path) for argument in arguments))
+    assert code == 2, err
+    assert out == ""
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    if "option" not in case and "verb" not in case:
+        last = [line for line in err.splitlines() if line.startswith("fasttc:")]
+        assert len(last) == 1, err
+
+
+def test_transcoders_of_another_model_are_refused(fasttc, home: Path, tmp_path: Path) -> None:
+    from fasttc.nn import Site, Transcoder
+
+    for name, width, layers in (("width", 32, 4), ("count", 64, 3)):
+        made = TranscoderSet(
+            [Transcoder(width, 16, k=2) for _ in range(layers)], [Site(i) for i in range(layers)]
+        )
+        made.save_pretrained(tmp_path / name)
+        code, _, err = fasttc(
+            "attribute",
+            home / "model",
+            "--transcoders",
+            tmp_path / name,
+            "--prompt",
+            "a",
+            "--out",
+            tmp_path / "g",
+        )
+        assert code == 2
+        assert ("32" in err and "64" in err) if name == "width" else ("3" in err and "4" in err), err
+    assert not (tmp_path / "g").exists()
+
+
+def test_debug_shows_the_traceback(home: Path, tmp_path: Path) -> None:
+    from fasttc.cli.__main__ import main
+
+    with pytest.raises(ValueError, match="no known format"):
+        main(["inspect", str(tmp_path), "--debug"])
+
+
+def test_full_disk_keeps_what_was_there(
+    fasttc, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "p.graph"
+    fasttc("graph", "prune", home / "g.graph", "--out", target)
+    before = target.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fasttc.graph._io.save_file", full)
+    code, _, err = fasttc("graph", "prune", home / "g.graph", "--out", target, "--node-threshold", 0.5)
+    assert code == 2
+    assert "No space left" in err
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.graph"]
