@@ -1,6 +1,5 @@
 """``attribute``: the attribution graph of a prompt."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import fasttc
-from fasttc.attribution.linearize import LinearModel, linearize
-from fasttc.attribution.plan import Budget, make_budget
+from fasttc.attribution.collect import collect_rows
+from fasttc.attribution.linearize import linearize
+from fasttc.attribution.plan import make_budget
 from fasttc.attribution.prompt import Prompt, token_ids, token_names
-from fasttc.attribution.rank import Ranking
 from fasttc.attribution.rows import EdgeWriter, Kept
 from fasttc.attribution.sources import Sources, find_sources
-from fasttc.attribution.targets import Resolver, Root, Target, root_targets
-from fasttc.attribution.trace import Progress, Sweep, feature_targets
+from fasttc.attribution.targets import Resolver, Root, Target
+from fasttc.attribution.trace import Progress, Sweep
 from fasttc.graph import Graph
 from fasttc.models import check_match
 from fasttc.models.linear import freeze, layer_weights, unembedding
@@ -168,96 +167,29 @@ def _graphs(
         resolver = Resolver(linear, sources, frozen.final, last, options.tokenizer)
         roots = resolver.roots(options.targets, options.max_logits, options.logit_prob)
         budget = make_budget(options.memory_budget, frozen.embedding.device)
-        kept, writer = _rows(linear, sources, roots, budget, options)
+        with _bar(options.progress) as progress:
+            kept, writer = collect_rows(
+                Sweep(linear, sources, budget),
+                roots,
+                share=options.edge_share,
+                limit=options.max_feature_nodes,
+                refresh=options.refresh,
+                progress=progress,
+            )
         yield _graph(
             prompt, ids, sources, roots, kept, writer, options, _metadata(model, tcs, sources, roots, options)
         )
 
 
-def _rows(
-    linear: LinearModel, sources: Sources, roots: list[Root], budget: Budget, options: _Options
-) -> tuple[Kept, EdgeWriter]:
-    """Edges into the roots and into the features that become nodes."""
-    reachable = _reachable(sources, roots)
-    count = int(reachable.sum())
-    limit = options.max_feature_nodes
-    if limit is not None and limit < count:
-        return _adaptive_rows(linear, sources, roots, reachable, budget, options, limit)
-    nodes = None if count == sources.n_features else reachable.nonzero()[:, 0]
-    kept = Kept(None if nodes is None else nodes.tolist(), sources.n_features)
-    groups = [*feature_targets(linear, sources, nodes), *root_targets(roots, sources.n_features)]
-    capacity = sum(
-        count * sources.width(group.point.depth, position + 1)
-        for group in groups
-        for position, count in Counter(group.positions).items()
-    )
-    writer = EdgeWriter(sources, kept, options.edge_share, int(capacity * _expected(options.edge_share)))
-    with _bar(options.progress, "edges") as progress:
-        for block in Sweep(linear, sources, budget).blocks(groups, progress):
-            writer.write(block)
-    return kept, writer
-
-
-def _expected(share: float) -> float:
-    """Part of a row's edges that is likely to be stored: all for exact rows, else a first guess."""
-    return 1.0 if share == 1 else 0.3
-
-
-def _adaptive_rows(
-    linear: LinearModel,
-    sources: Sources,
-    roots: list[Root],
-    reachable: Tensor,
-    budget: Budget,
-    options: _Options,
-    limit: int,
-) -> tuple[Kept, EdgeWriter]:
-    """Rows of the most influential features: a few at a time, ranked again in between."""
-    device = sources.embedding.device
-    weights = torch.tensor([root.weight for root in roots], dtype=sources.embedding.dtype, device=device)
-    ranking, sweep = Ranking(sources, weights), Sweep(linear, sources, budget)
-    done, visited = 0, ~reachable
-    chosen = torch.zeros_like(reachable)
-    with _bar(options.progress, "edges") as progress:
-        for block in sweep.blocks(root_targets(roots, sources.n_features)):
-            ranking.add(block)
-        while done < limit:
-            nodes = ranking.next(visited, min(options.refresh, limit - done))
-            visited[nodes], chosen[nodes] = True, True
-            share = len(nodes) / limit
-            groups = feature_targets(linear, sources, nodes)
-            for block in sweep.blocks(
-                groups, progress and (lambda part, share=share: progress(part * share))
-            ):
-                ranking.add(block)
-            done += len(nodes)
-    kept = Kept(chosen.nonzero()[:, 0].tolist(), sources.n_features)
-    capacity = sum(block.values.numel() for block in ranking.blocks) * limit // sources.n_features
-    writer = EdgeWriter(sources, kept, options.edge_share, capacity)
-    for block in ranking.blocks:
-        writer.write(block)
-    return kept, writer
-
-
-def _reachable(sources: Sources, roots: list[Root]) -> Tensor:
-    """``[n_features]`` bool: features from which an edge path to a root can exist."""
-    reached = torch.zeros(sources.n_features, dtype=torch.bool, device=sources.embedding.device)
-    for root in roots:
-        for number in range(root.point.depth):
-            first = sources.feature_ptr[number]
-            reached[first : first + sources.layers[number].before[root.position + 1]] = True
-    return reached
-
-
 @contextmanager
-def _bar(show: bool, name: str) -> Iterator[Progress | None]:
+def _bar(show: bool) -> Iterator[Progress | None]:
     """A progress bar over shares of the work; yields what to call with each share, or None."""
     if not show:
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(total=1.0, desc=name, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+    with tqdm(total=1.0, desc="edges", unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         yield bar.update
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fasttc import ops
+from fasttc.attribution.positions import Positions
 from fasttc.attribution.sources import LayerSources
 
 
@@ -14,43 +15,45 @@ class Contraction:
 
     Args:
         layer: the sources.
-        copy: gathers the active decoder rows, times their activations, once. Otherwise they are read in place each
-            time, which needs no memory.
+        by_op: contracts all positions at once by ``fasttc.ops.edges`` (the way for a GPU); otherwise by one matrix
+            product per position.
+        copy: for products per position: gathers the active decoder rows, times their activations, once. Otherwise
+            they are gathered each time, which needs no memory.
     """
 
-    def __init__(self, layer: LayerSources, *, copy: bool) -> None:
-        self.layer = layer
-        self._rows = layer.decoder_rows(0, len(layer.features)) if copy else None
+    def __init__(self, layer: LayerSources, *, by_op: bool, copy: bool) -> None:
+        self.layer, self.by_op = layer, by_op
+        self._rows = layer.decoder_rows(0, len(layer.features)) if copy and not by_op else None
 
-    def write(self, kind: str, gradient: Tensor, positions: list[int], out: Tensor) -> None:
+    def write(self, kind: str, gradient: Tensor, positions: Positions, out: Tensor) -> None:
         """Writes edges into the last columns up to the gradient's last position; how far back ``out`` says.
 
         Args:
             kind: "feature" or "error".
             gradient: ``[P, n, D]`` with respect to the layer's y.
-            positions: of the n targets, ascending; the last is P - 1.
+            positions: of the n targets.
             out: ``[n, width]``, zeros. For features: those of the last positions, as many as there are columns. For
                 errors: one column per position. Edges from positions after a target's own stay zero.
         """
         if kind == "error":
             dots(gradient, self.layer.errors, positions, out)
-        elif gradient.is_cuda:
+        elif self.by_op:
             self._features_by_op(gradient, positions, out)
         else:
             self._features(gradient, positions, out)
 
-    def _features(self, gradient: Tensor, positions: list[int], out: Tensor) -> None:
+    def _features(self, gradient: Tensor, positions: Positions, out: Tensor) -> None:
         before = self.layer.before
         start = before[len(gradient)] - out.shape[1]
         for position in range(len(gradient)):
             low, high = before[position], before[position + 1]
             if low == high or low < start:
                 continue
-            reached = bisect_left(positions, position)
+            reached = bisect_left(positions.numbers, position)
             rows = self.layer.decoder_rows(low, high) if self._rows is None else self._rows[low:high]
             torch.mm(gradient[position, reached:], rows.T, out=out[reached:, low - start : high - start])
 
-    def _features_by_op(self, gradient: Tensor, positions: list[int], out: Tensor) -> None:
+    def _features_by_op(self, gradient: Tensor, positions: Positions, out: Tensor) -> None:
         layer = self.layer
         stop = layer.before[len(gradient)]
         start = stop - out.shape[1]
@@ -60,17 +63,17 @@ class Contraction:
             layer.features[start:stop],
             layer.positions[start:stop],
             layer.activations[start:stop],
-            target_positions=torch.tensor(positions, device=gradient.device),
+            target_positions=positions.tensor,
         )
 
 
-def dots(gradient: Tensor, vectors: Tensor, positions: list[int], out: Tensor) -> None:
+def dots(gradient: Tensor, vectors: Tensor, positions: Positions, out: Tensor) -> None:
     """``<gradient[t, b], vectors[t]>`` for the last positions t, as many as ``out`` has columns.
 
     Args:
         gradient: ``[P, n, D]``.
         vectors: ``[T, D]``.
-        positions: of the n targets, ascending; the last is P - 1.
+        positions: of the n targets.
         out: ``[n, up to P]``, zeros; entries after a target's own position stay zero.
     """
     length = len(gradient)
@@ -79,5 +82,5 @@ def dots(gradient: Tensor, vectors: Tensor, positions: list[int], out: Tensor) -
         out.copy_(torch.bmm(gradient[first:], vectors[first:length, :, None])[:, :, 0].T)
         return
     for position in range(first, length):  # on the CPU, a batched product of single columns is slow
-        reached = bisect_left(positions, position)
+        reached = bisect_left(positions.numbers, position)
         torch.mv(gradient[position, reached:], vectors[position], out=out[reached:, position - first])

@@ -39,7 +39,7 @@ class Skip:
 
     def _apply(self, tensor: Tensor, matrix: Tensor, first: int = 0) -> Tensor:
         length, n, width = tensor.shape
-        moved = product(tensor.view(length * n, width), matrix).view(length, n, width)
+        moved = (tensor.view(length * n, width) @ matrix).view(length, n, width)
         return moved.mul_(self.scale[first : first + length, None, None])
 
 
@@ -100,10 +100,11 @@ class LinearLayer:
         """Adds to ``gradient [P, n, D]`` (contiguous, changed in place) what comes back through the attention."""
         length, n, width = gradient.shape
         rows = gradient.view(length * n, width)
+        read = operand(rows, self.output)
         mixed = gradient.new_zeros(self.n_kv_heads, length, n * self.head_dim)
         projected = gradient.new_empty(length * n, self.head_dim)
         for head in range(self.n_heads):
-            product(rows, self.output[head], out=projected)
+            product(read, self.output[head], projected)
             group = mixed[head // self.heads_per_group]
             queries = projected.view(length, n * self.head_dim)
             for start, stop in _blocks(length):
@@ -127,8 +128,10 @@ class LinearLayer:
     def attention_jvp(self, resid: Tensor, first: int = 0) -> Tensor:
         """What the attention adds to the residual ``[T - first, n, D]`` of positions ``first`` to T - 1, same shape."""
         length, n, width = resid.shape
-        rows, added = resid.view(length * n, width), torch.zeros_like(resid)
-        groups = [product(rows, value.T).view(length, n * self.head_dim) for value in self.value]
+        rows, added = operand(resid.view(length * n, width), self.value), torch.zeros_like(resid)
+        groups = resid.new_empty(self.n_kv_heads, length, n * self.head_dim)
+        for group, value in zip(groups, self.value, strict=True):
+            product(rows, value.T, group.view(length * n, self.head_dim))
         mixed = torch.empty_like(groups[0])
         for head in range(self.n_heads):
             group = groups[head // self.heads_per_group]
@@ -204,25 +207,28 @@ def norm_vjp(norm: FrozenNorm, vectors: Tensor, positions: Tensor) -> Tensor:
     return back * norm.scale[positions, None]
 
 
-def product(rows: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
-    """``rows @ weights`` in the dtype of ``rows``, also where ``weights`` is stored in a shorter one.
+def operand(rows: Tensor, weights: Tensor) -> Tensor:
+    """``rows`` as they enter a product with ``weights``: on a GPU rounded to weights of a shorter dtype."""
+    return rows.to(weights.dtype) if rows.is_cuda else rows
 
-    On a GPU shorter weights are multiplied by rows rounded to their dtype (tensor cores), with float32 sums;
-    elsewhere they are widened first.
+
+def product(rows: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+    """``out = rows @ weights``, summed in the dtype of ``out`` at least.
+
+    Weights of a shorter dtype meet rows of their own dtype on a GPU (tensor cores; see :func:`operand`) and are
+    widened elsewhere.
     """
-    if weights.dtype == rows.dtype:
-        return torch.mm(rows, weights, out=out)
-    if rows.is_cuda:
-        return torch.mm(rows.to(weights.dtype), weights, out_dtype=rows.dtype, out=out)
+    if rows.is_cuda and rows.dtype != out.dtype:
+        return torch.mm(rows, weights, out_dtype=out.dtype, out=out)
     return torch.mm(rows, weights.to(rows.dtype), out=out)
 
 
 def add_product_(total: Tensor, rows: Tensor, weights: Tensor) -> None:
-    """``total += rows @ weights``, with :func:`product`'s rule for shorter weights."""
-    if weights.dtype == rows.dtype:
-        total.addmm_(rows, weights)
+    """``total += rows @ weights`` with the dtypes of :func:`product`."""
+    if rows.dtype == total.dtype and weights.dtype != rows.dtype and rows.is_cuda:
+        total += product(operand(rows, weights), weights, torch.empty_like(total))
     else:
-        total += product(rows, weights)
+        total.addmm_(rows, weights.to(rows.dtype))
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Which targets go down together: cohorts that fit the memory, waste little and keep the matrix products large."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ def bytes_per_target(model: LinearModel, sources: Sources, depth: int, length: i
 
 
 def cohorts(
-    positions: list[int], n_channels: int, item_size: int, cost: Callable[[int], int], budget: Budget
+    positions: Sequence[int], n_channels: int, item_size: int, cost: Callable[[int], int], budget: Budget
 ) -> Iterator[tuple[int, int]]:
     """Splits targets of one point, ordered by position, into ranges ``(start, stop)``; ascending.
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fasttc.attribution.linearize import LinearLayer, Skip, product
+from fasttc.attribution.linearize import LinearLayer, Skip, operand, product
+from fasttc.attribution.positions import Positions
 
 # A matrix product whose inner dimension is a small rank moves more memory per operation than a wide one.
 _SPREAD_PENALTY = 1.5
@@ -22,20 +23,18 @@ class Pullback:
 
     Args:
         vectors: ``[n, D]``: the targets' gradients at their own positions.
-        positions: n positions, ascending.
+        positions: of the targets.
     """
 
-    def __init__(self, vectors: Tensor, positions: list[int]) -> None:
+    def __init__(self, vectors: Tensor, positions: Positions) -> None:
         n, width = vectors.shape
         self.positions = positions
-        self.length = positions[-1] + 1
-        self.gradient = vectors.new_zeros(self.length, n, width)
-        self.gradient[positions, list(range(n))] = vectors
-        starts = [i for i in range(n) if i == 0 or positions[i] != positions[i - 1]]
-        self._groups = list(zip(starts, [*starts[1:], n], strict=True))
-        own = [positions[start] for start in starts]
-        coefficients = vectors.new_zeros(len(own), 1, self.length)
-        coefficients[list(range(len(own))), 0, own] = 1
+        self.gradient = vectors.new_zeros(positions.length, n, width)
+        self.gradient[positions.tensor, torch.arange(n, device=vectors.device)] = vectors
+        self._runs = list(positions.runs())
+        coefficients = vectors.new_zeros(len(self._runs), 1, positions.length)
+        for number, (position, _) in enumerate(self._runs):
+            coefficients[number, 0, position] = 1
         self._factors: tuple[Tensor, Tensor] | None = (coefficients, vectors[None])
 
     def through(self, layer: LinearLayer) -> None:
@@ -57,7 +56,7 @@ class Pullback:
         after_skip = rank if layer.skip is None else 2 * rank
         if after_skip * (1 + heads) > max(1 + heads, length):
             return False  # more vectors than positions: also bounds the memory
-        reached = sum((stop - start) * (self.positions[start] + 1) for start, stop in self._groups)
+        reached = sum(position + 1 for position in self.positions)
         new = after_skip * (1 + heads) - rank
         factored = (
             n * after_skip * 4 * width * heads * head_dim
@@ -77,9 +76,8 @@ class Pullback:
         assert self._factors is not None, "factors only grow where there are some"
         length, n, width = self.gradient.shape
         flat, wide = self.gradient.view(length, n * width), vectors.view(-1, n * width)
-        for (start, stop), weights in zip(self._groups, coefficients, strict=True):
-            reach = self.positions[start] + 1
-            columns = slice(start * width, stop * width)
+        for (position, rows), weights in zip(self._runs, coefficients, strict=True):
+            reach, columns = position + 1, slice(rows.start * width, rows.stop * width)
             flat[:reach, columns].addmm_(weights[:, :reach].T, wide[:, columns])
         old_coefficients, old_vectors = self._factors
         self._factors = torch.cat([old_coefficients, coefficients], 1), torch.cat([old_vectors, vectors])
@@ -92,11 +90,14 @@ def _attention_factors(layer: LinearLayer, coefficients: Tensor, vectors: Tensor
     heads = layer.n_heads
     new_coefficients = coefficients.new_empty(groups, heads, rank, length)
     new_vectors = vectors.new_empty(heads, rank * n, width)
+    read = operand(vectors.view(rank * n, width), layer.output)
+    projected = vectors.new_empty(rank * n, layer.head_dim)
     for head in range(heads):
         spread = coefficients.view(groups * rank, length) @ layer.pattern[head, :length, :length]
         new_coefficients[:, head] = spread.view(groups, rank, length)
-        projected = product(vectors.view(rank * n, width), layer.output[head])
-        product(projected, layer.value[head // layer.heads_per_group], out=new_vectors[head])
+        product(read, layer.output[head], projected)
+        value = layer.value[head // layer.heads_per_group]
+        product(operand(projected, value), value, new_vectors[head])
     return new_coefficients.view(groups, heads * rank, length), new_vectors.view(heads * rank, n, width)
 
 
@@ -104,5 +105,5 @@ def _skip_factors(skip: Skip, coefficients: Tensor, vectors: Tensor) -> tuple[Te
     """Factors of what comes back through the skip connection: ``[groups, R, P]`` and ``[R, n, D]``."""
     rank, n, width = vectors.shape
     length = coefficients.shape[-1]
-    back = product(vectors.view(rank * n, width), skip.matrix.T).view(rank, n, width)
+    back = (vectors.view(rank * n, width) @ skip.matrix.T).view(rank, n, width)
     return coefficients * skip.scale[:length], back

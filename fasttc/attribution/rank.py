@@ -38,7 +38,7 @@ class Ranking:
         for number in sorted(range(len(self.blocks)), key=self._height, reverse=True):
             block = self.blocks[number]
             passed = arrived[block.rows] / self._mass[number].clamp_min(_MASS_FLOOR)
-            for part in segments(self.sources, block.point, block.span):
+            for part in segments(self.sources, block.point, block.positions.span):
                 if part.kind == "feature":
                     shares = block.values[:, part.start : part.stop].abs()
                     arrived[part.node : part.node + part.stop - part.start] += passed @ shares
@@ -49,12 +49,7 @@ class Ranking:
         block = self.blocks[number]
         return bool(block.rows[0] >= self.sources.n_features), block.point.depth
 
-    def next(self, visited: Tensor, count: int) -> Tensor:
-        """Columns, ascending, of the ``count`` most influential features not yet ``visited [n_features]`` (bool)."""
-        score = self.influence().masked_fill(visited, -1)
+    def next(self, candidates: Tensor, count: int) -> Tensor:
+        """Columns, ascending, of the ``count`` most influential ``candidates`` (``[n_features]`` bool)."""
+        score = self.influence().masked_fill(~candidates, -1)
         return score.sort(descending=True, stable=True).indices[:count].sort().values
-
-
-def selected(visited: Tensor) -> list[int]:
-    """Columns of the visited features, ascending."""
-    return visited.nonzero()[:, 0].tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fasttc.attribution.plan import Point
+from fasttc.attribution.positions import Positions
 from fasttc.attribution.sources import Sources
 
 _CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 26  # edges looked at together when zeros are removed
@@ -68,19 +69,15 @@ class RowBlock:
     Attributes:
         point: where the targets sit.
         rows: ``[n]`` int64 row numbers: of features as columns are numbered, targets after all of them.
-        positions: n positions, ascending; the block's columns reach to the last one.
+        positions: of the n targets; the block's columns reach to the last one.
         values: ``[n, width]`` as laid out by :func:`segments` for all these positions; zero where a target does not
             reach.
     """
 
     point: Point
     rows: Tensor
-    positions: list[int]
+    positions: Positions
     values: Tensor
-
-    @property
-    def span(self) -> range:
-        return range(self.positions[0], self.positions[-1] + 1)
 
 
 @dataclass(frozen=True)
@@ -133,20 +130,15 @@ class EdgeWriter:
     def write(self, block: RowBlock) -> None:
         """Appends the rows of ``block``, each up to its own position. Rows may come in any order."""
         values, columns, parts = self._restrict(block)
-        start = 0
-        while start < len(block.positions):
-            position, stop = block.positions[start], start
-            while stop < len(block.positions) and block.positions[stop] == position:
-                stop += 1
+        add = self._append if self.share == 1 else self._append_largest
+        for position, rows in block.positions.runs():
             own = self._reached(parts, block.point, position)
-            add = self._append if self.share == 1 else self._append_largest
-            add([values[start:stop, part] for part in own], [columns[part] for part in own])
-            start = stop
+            add([values[rows, part] for part in own], [columns[part] for part in own])
         self._rows.append(block.rows)
 
     def _restrict(self, block: RowBlock) -> tuple[Tensor, Tensor, list[Segment]]:
         """The block without features that are no nodes: values, graph columns, and where its segments are now."""
-        wide = list(segments(self.sources, block.point, block.span))
+        wide = list(segments(self.sources, block.point, block.positions.span))
         parts, start = [], 0
         for part in wide:
             first, last = self.kept.columns(part)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fasttc.attribution.linearize import LinearModel
 from fasttc.attribution.plan import Point
+from fasttc.attribution.positions import Positions
 from fasttc.attribution.sources import Sources
 from fasttc.attribution.trace import Targets
 from fasttc.models.linear import Unembedding
@@ -235,11 +236,13 @@ def root_targets(roots: Sequence[Root], first_row: int) -> list[Targets]:
     ):
         members = sorted((root.position, number) for number, root in enumerate(roots) if root.point == point)
         vectors = torch.stack([roots[number].vector for _, number in members])
+        rows = [first_row + number for _, number in members]
+        positions = [position for position, _ in members]
         groups.append(
             Targets(
                 point=point,
-                rows=torch.tensor([first_row + number for _, number in members]),
-                positions=[position for position, _ in members],
+                rows=torch.tensor(rows, device=vectors.device),
+                positions=Positions(positions, torch.tensor(positions, device=vectors.device)),
                 vectors=lambda start, stop, vectors=vectors: vectors[start:stop],
             )
         )

@@ -52,11 +52,7 @@ def _read(resid: Tensor, first: int, point: Point, targets: "Sequence[Targets]",
     for group, out in zip(targets, edges, strict=True):
         if group.point != point:
             continue
-        start = 0
-        while start < len(group):
-            position, stop = group.positions[start], start
-            while stop < len(group) and group.positions[stop] == position:
-                stop += 1
+        for position, rows in group.positions.runs():
             if position >= first:
-                torch.mm(group.vectors(start, stop), resid[position - first].T, out=out[start:stop, columns])
-            start = stop
+                vectors = group.vectors(rows.start, rows.stop)
+                torch.mm(vectors, resid[position - first].T, out=out[rows, columns])

@@ -15,6 +15,7 @@ from torch import Tensor
 from fasttc.attribution.contract import Contraction, dots
 from fasttc.attribution.linearize import LinearModel
 from fasttc.attribution.plan import Budget, Point, bytes_per_target, check_budget, cohorts
+from fasttc.attribution.positions import Positions
 from fasttc.attribution.pullback import Pullback
 from fasttc.attribution.rows import RowBlock, segments
 from fasttc.attribution.sources import Sources
@@ -34,14 +35,14 @@ class Targets:
     Attributes:
         point: where they enter.
         rows: ``[n]`` int64 row numbers.
-        positions: n positions, ascending.
+        positions: of the targets.
         vectors: ``vectors(start, stop)`` gives the gradients ``[stop - start, D]`` of a range of them with respect
             to the residual at their own positions.
     """
 
     point: Point
     rows: Tensor
-    positions: list[int]
+    positions: Positions
     vectors: Callable[[int, int], Tensor]
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ def _layer_targets(model: LinearModel, sources: Sources, number: int, local: Ten
     return Targets(
         point=Point(number, attention_first=not linear.parallel),
         rows=local + sources.feature_ptr[number],
-        positions=layer.positions[local].tolist(),
+        positions=Positions.of(layer.positions[local]),
         vectors=vectors,
     )
 
@@ -101,7 +102,8 @@ class Sweep:
         self.model, self.sources, self.budget = model, sources, budget
         bytes_of_rows = sources.n_features * sources.embedding[0].nbytes
         copy = bytes_of_rows <= budget.limit // _COPY_SHARE
-        self._contractions = [Contraction(layer, copy=copy) for layer in sources.layers]
+        by_op = sources.embedding.is_cuda
+        self._contractions = [Contraction(layer, by_op=by_op, copy=copy) for layer in sources.layers]
 
     @torch.no_grad()
     def blocks(self, targets: Sequence[Targets], progress: Progress | None = None) -> Iterator[RowBlock]:
@@ -139,8 +141,7 @@ class Sweep:
 
     def _trace(self, group: Targets, start: int, stop: int, tokens: Tensor | None) -> RowBlock:
         point, positions = group.point, group.positions[start:stop]
-        span = range(positions[0], positions[-1] + 1)
-        parts = {(part.kind, part.layer): part for part in segments(self.sources, point, span)}
+        parts = {(part.kind, part.layer): part for part in segments(self.sources, point, positions.span)}
         token_part = parts["token", -1]
         values = self.sources.embedding.new_zeros(stop - start, token_part.stop)
         pull = Pullback(group.vectors(start, stop), positions)
@@ -158,7 +159,7 @@ class Sweep:
                 pull.through(self.model.layers[number])
         out = values[:, token_part.start :]
         if tokens is not None:
-            out[:] = tokens[start:stop, span.stop - out.shape[1] : span.stop]
+            out[:] = tokens[start:stop, positions.length - out.shape[1] : positions.length]
         else:
             dots(pull.gradient, self.sources.embedding, positions, out)
         return RowBlock(point, group.rows[start:stop], positions, values)

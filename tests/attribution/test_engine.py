@@ -7,8 +7,10 @@ import torch
 
 import fasttc
 from fasttc.attribution.attribute import _Options, attribute, attribute_many
+from fasttc.attribution.contract import Contraction
 from fasttc.attribution.linearize import linearize
 from fasttc.attribution.plan import Budget, Point, cohorts, make_budget
+from fasttc.attribution.positions import Positions
 from fasttc.attribution.pullback import Pullback
 from fasttc.attribution.rows import EdgeWriter, Kept, RowBlock, segments
 from fasttc.attribution.sources import find_sources
@@ -46,7 +48,7 @@ def test_jacobian_products_are_adjoint(family, tiny_model, random_set, prompt_id
 @pytest.mark.parametrize("parallel", [False, True])
 def test_factors_and_dense_gradients_agree(parts, parallel):
     linear, _, _ = parts
-    positions = [1, 1, 3, 6, 8, 8, 8]
+    positions = Positions.of(torch.tensor([1, 1, 3, 6, 8, 8, 8]))
     vectors = torch.randn(7, 32, dtype=torch.float64)
     factored, dense = Pullback(vectors, positions), Pullback(vectors, positions)
     factored._factors_are_cheaper = lambda layer: True
@@ -75,6 +77,23 @@ def test_tokens_upwards_and_downwards_agree(parts):
             length = group.positions[number] + 1
             torch.testing.assert_close(block.values[0, -length:], edges[number, :length], rtol=0, atol=1e-12)
             assert not bool(edges[number, length:].any())
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_contraction_by_op_and_by_position_agree(parts, copy):
+    _, sources, _ = parts
+    layer = sources.layers[1]
+    positions = Positions.of(torch.tensor([2, 4, 4, 7]))
+    gradient = torch.randn(8, 4, 32, dtype=torch.float64)
+    for row, position in enumerate(positions):
+        gradient[position + 1 :, row] = 0
+    for first in (0, 2):
+        width = layer.before[8] - layer.before[first]
+        by_op, by_position = torch.zeros(2, 4, width, dtype=torch.float64)
+        Contraction(layer, by_op=True, copy=copy).write("feature", gradient, positions, by_op)
+        Contraction(layer, by_op=False, copy=copy).write("feature", gradient, positions, by_position)
+        torch.testing.assert_close(by_position, by_op, rtol=0, atol=1e-13)
+        assert bool(by_op.any())
 
 
 def test_causal_blocks(parts, monkeypatch):
@@ -177,7 +196,7 @@ def test_writer_orders_rows_and_drops_zeros(parts):
     width = [part.stop for part in segments(sources, point, range(3, 6))][-1]
     values = torch.arange(1.0, 2 * width + 1, dtype=torch.float64).view(2, width)
     values[0, 2] = 0
-    block = RowBlock(point, torch.tensor([7, 4]), [3, 5], values)
+    block = RowBlock(point, torch.tensor([7, 4]), Positions.of(torch.tensor([3, 5])), values)
     writer = EdgeWriter(sources, Kept(None, sources.n_features), share=1, capacity=1)
     writer.write(block)
     numbers = torch.full((8,), -1)
