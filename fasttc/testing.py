@@ -118,9 +118,11 @@ def draw(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     scale: float = 1.0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Tensor:
     """A seeded tensor of one of the ``KINDS``, drawn on the CPU and rounded to ``dtype``: its float64 copy is exact.
+
+    Like everything drawn here it goes to ``device``, torch's default device where none is given.
 
     * ``normal``: standard normal.
     * ``heavy_tailed``: Student's t with 2 degrees of freedom, cut at ±1000: single entries dominate their row.
@@ -128,18 +130,19 @@ def draw(
     * ``all_equal``: every entry is one.
     """
     generator = torch.Generator().manual_seed(seed)
+    on_cpu = {"generator": generator, "device": "cpu"}
     if kind == "normal":
-        drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(*shape, dtype=torch.float64, **on_cpu)
     elif kind == "heavy_tailed":
-        normal = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+        normal = torch.randn(3, *shape, dtype=torch.float64, **on_cpu)
         drawn = (normal[0] / normal[1:].square().mean(0).sqrt()).clamp(-1000, 1000)
     elif kind == "ties":
-        drawn = torch.randint(-1, 2, shape, generator=generator).double()
+        drawn = torch.randint(-1, 2, shape, **on_cpu).double()
     elif kind == "all_equal":
-        drawn = torch.ones(*shape, dtype=torch.float64)
+        drawn = torch.ones(*shape, dtype=torch.float64, device="cpu")
     else:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    return (drawn * scale).to(dtype).to(device)
+    return (drawn * scale).to(dtype).to(device or torch.get_default_device())
 
 
 def draw_coder(
@@ -150,7 +153,7 @@ def draw_coder(
     kind: str = "normal",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> dict[str, Tensor]:
     """W_enc [F, D], b_enc [F], W_dec [F, D_out], b_dec [D_out]; rows of length about one unless ``kind`` is "ties"."""
     d_out = d_in if d_out is None else d_out
@@ -183,7 +186,7 @@ def draw_acts(
     csr: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> SparseActs:
     """Seeded activations of ``n_tokens`` tokens, padded [N, K] or, with ``csr``, rows of 0 to k entries.
 
@@ -191,12 +194,13 @@ def draw_acts(
     ``one_feature`` (every token has feature ``F // 2`` among its own; needs k <= F), ``few_features`` (only the
     first k features ever occur: all others are empty).
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = device or torch.get_default_device()
+    on_cpu = {"generator": torch.Generator().manual_seed(seed), "device": "cpu"}
     if pattern == "duplicates":
-        indices = torch.randint(0, n_features, (n_tokens, k), generator=generator)
+        indices = torch.randint(0, n_features, (n_tokens, k), **on_cpu)
     elif pattern in ("uniform", "one_feature", "few_features"):
         reach = k if pattern == "few_features" else n_features
-        rank = torch.rand(n_tokens, reach, generator=generator)
+        rank = torch.rand(n_tokens, reach, **on_cpu)
         if pattern == "one_feature":
             rank[:, n_features // 2] = 2.0
         indices = rank.topk(k, dim=-1).indices
@@ -206,7 +210,7 @@ def draw_acts(
     values = draw("normal", n_tokens, k, dtype=dtype, seed=seed + 1, device=device)
     if not csr:
         return SparseActs(values, indices, n_features, (n_tokens,))
-    lengths = torch.randint(0, k + 1, (n_tokens,), generator=generator).to(device)
+    lengths = torch.randint(0, k + 1, (n_tokens,), **on_cpu).to(device)
     kept = torch.arange(k, device=device) < lengths[:, None]
     row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return SparseActs(values[kept], indices[kept], n_features, (n_tokens,), row_ptr)

@@ -18,6 +18,15 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def _default_device() -> Iterator[None]:
+    """Where there is a GPU, everything a test makes is made there."""
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where kernels run: a GPU, or a CPU with the interpreter."""
@@ -43,13 +52,16 @@ def overflow_checked():
     object.__setattr__(options, "debug", before)
 
 
+_unpoisoned_empty = torch.empty
+
+
 @pytest.fixture
 def huge():
-    """Makes tensors of more than 2^31 elements: virtual memory only, until it is written to."""
+    """Makes tensors of more than 2^31 elements: virtual memory only, until it is written to (so never poisoned)."""
 
     def make(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         try:
-            return torch.empty(*shape, dtype=dtype)
+            return _unpoisoned_empty(*shape, dtype=dtype)
         except RuntimeError as error:
             pytest.skip(f"no room for {shape} of {dtype}: {error}")
 

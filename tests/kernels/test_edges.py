@@ -9,6 +9,8 @@ from fasttc.kernels.edges import launch_edges
 from fasttc.ops import reference
 from fasttc.testing import assert_same_bits, assert_within_budget, draw, poison_empty
 
+# Two specialisations of a kernel may fuse multiplications and additions differently on a GPU.
+COMPILED_APART = {"rtol": 2e-6, "atol": 2e-6}
 SMALL = config(num_warps=1, num_stages=1, BLOCK_B=16, BLOCK_J=16, BLOCK_D=16, PRECISION="ieee")
 SHAPES = [  # B, T, D, n, F
     pytest.param((1, 1, 1, 1, 1), id="one-of-each"),
@@ -21,11 +23,15 @@ SHAPES = [  # B, T, D, n, F
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def integers(below: int, n: int, seed: int) -> Tensor:
+    return torch.randint(0, below, (n,), generator=torch.Generator().manual_seed(seed), device="cpu").to(
+        torch.get_default_device()
+    )
+
+
 def problem(shape, left=torch.float32, right=torch.float32, kind="normal") -> tuple[Tensor, ...]:
     b, t, d, n, f = shape
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randint(0, f, (n,), generator=generator)
-    positions = torch.randint(0, t, (n,), generator=generator).sort().values
+    features, positions = integers(f, n, seed=1), integers(t, n, seed=2).sort().values
     activations = draw("normal", n, seed=4)
     return (
         draw(kind, b, t, d, dtype=left),
@@ -81,7 +87,7 @@ def test_groups_of_every_size(positions):
 @pytest.mark.parametrize("order", ["ascending", "mixed"])
 def test_causal_skipping_leaves_exact_zeros(order, dtype):
     G, W, features, positions, activations = problem((37, 6, 40, 50, 9))
-    targets = torch.randint(0, 6, (37,), generator=torch.Generator().manual_seed(2)).to(dtype)
+    targets = integers(6, 37, seed=2).to(dtype)
     targets = targets.sort().values if order == "ascending" else targets
     later = torch.arange(6)[None] > targets[:, None]
     G[later] = 0
@@ -90,7 +96,7 @@ def test_causal_skipping_leaves_exact_zeros(order, dtype):
     skipped = run(G, W, features.to(dtype), positions.to(dtype), activations, targets)
     after = positions[None] > targets[:, None]
     assert_same_bits(skipped[after], torch.zeros(int(after.sum())))
-    assert_same_bits(skipped[~after], whole[~after])
+    torch.testing.assert_close(skipped[~after], whole[~after], **COMPILED_APART)
 
 
 def test_tiles_before_their_token_read_nothing():

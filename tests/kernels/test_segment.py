@@ -20,6 +20,8 @@ SHAPES = [  # N, K, F, D_out, D_in
     pytest.param((5, 3, 7, 520, 513), id="odd-of-blocks"),
 ]
 LAYOUTS = pytest.mark.parametrize("csr", [False, True], ids=["padded", "csr"])
+# Two specialisations of a kernel may fuse multiplications and additions differently on a GPU.
+COMPILED_APART = {"rtol": 2e-6, "atol": 2e-6}
 # Runs of more than 3 entries are long, blocks of 2 do not divide the pieces, and 32 columns make several slices.
 CUTTING = config(num_warps=1, num_stages=1, BLOCK_D=32, ROWS=2, CUT=3)
 
@@ -93,12 +95,12 @@ def test_one_sum_alone():
     acts, terms = problem((7, 3, 9, 20, 17))
     whole = run(acts, terms)
     only_dec = run(acts, Terms(values=terms.values, left=terms.left))
-    assert_same_bits(only_dec.dec, whole.dec)
+    torch.testing.assert_close(only_dec.dec, whole.dec, **COMPILED_APART)
     assert (only_dec.enc, only_dec.bias, only_dec.theta) == (None, None, None)
     only_enc = run(acts, Terms(grads=terms.grads, right=terms.right))
-    assert_same_bits(only_enc.enc, whole.enc)
+    torch.testing.assert_close(only_enc.enc, whole.enc, **COMPILED_APART)
     assert (only_enc.dec, only_enc.count) == (None, None)
-    assert_same_bits(run(acts, Terms(thetas=terms.thetas)).theta, whole.theta)
+    torch.testing.assert_close(run(acts, Terms(thetas=terms.thetas)).theta, whole.theta, **COMPILED_APART)
 
 
 @pytest.mark.parametrize("missing", ["left", "right"])
@@ -137,9 +139,9 @@ def test_adding_to_a_gradient_touches_only_features_with_entries(f):
     assert sums.dec is added[0]
     assert sums.enc is added[1]
     for got, old, new in zip(added, before, (fresh.dec, fresh.enc), strict=True):
-        assert_same_bits(got[used], (old + new)[used])
+        torch.testing.assert_close(got[used], (old + new)[used], **COMPILED_APART)
         assert bool(got[~used].isnan().all())
-    assert_same_bits(sums.bias, fresh.bias)
+    torch.testing.assert_close(sums.bias, fresh.bias, **COMPILED_APART)
     assert sums.count.tolist() == fresh.count.tolist()
 
 
