@@ -2,7 +2,7 @@
 
     python -m benchmarks matched OUT
 
-OUT is a folder that ``benchmarks/walkthrough.sh`` has written: ``tcs_pat.run`` and ``tcs_scratch_*.run``.
+OUT is a folder that ``benchmarks/walkthrough.sh`` has written: ``tcs_pat_*.run`` and ``tcs_scratch_*.run``.
 """
 
 import argparse
@@ -10,14 +10,23 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 Point = tuple[int, float]  # tokens processed, held-out FVU
 
 
-def read(folder: Path) -> tuple[Point, float]:
-    """((tokens, mean FVU on validation documents), mean L0) of one training."""
+class Trained(NamedTuple):
+    """One training: tokens processed, mean FVU and L0 on validation documents; FVU before it, of an adaptation."""
+
+    tokens: int
+    fvu: float
+    l0: float
+    fvu_before: float | None
+
+
+def read(folder: Path) -> Trained:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return (report["tokens"], report["fvu"]), report["l0"]
+    return Trained(*(report.get(name) for name in Trained._fields))
 
 
 def tokens_to_reach(fvu: float, runs: list[Point]) -> tuple[str, float | None]:
@@ -41,18 +50,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks matched", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the walkthrough")
     out = parser.parse_args(arguments).out
-    adapted, l0 = read(out / "tcs_pat.run")
-    before = json.loads((out / "tcs_pat.run/report.json").read_text(encoding="utf-8"))["fvu_before"]
-    runs = [read(folder) for folder in sorted(out.glob("tcs_scratch_*.run"))]
-    if not runs:
-        print(f"expected runs from scratch in {out}/tcs_scratch_*.run, found none")
+    found = {
+        kind: sorted(read(folder) for folder in out.glob(f"tcs_{kind}_*.run")) for kind in ("pat", "scratch")
+    }
+    if not all(found.values()):
+        print(f"expected runs in {out}/tcs_pat_*.run and {out}/tcs_scratch_*.run, found {found}")
         return 2
     print(f"{'run':<14}{'tokens':>12}{'FVU':>9}{'L0':>7}   (validation documents, mean over layers)")
-    print(f"{'unadapted':<14}{0:>12,}{before:>9.4f}{l0:>7.1f}")
-    print(f"{'PAT':<14}{adapted[0]:>12,}{adapted[1]:>9.4f}{l0:>7.1f}")
-    for (tokens, fvu), l0_scratch in sorted(runs):
-        print(f"{'from scratch':<14}{tokens:>12,}{fvu:>9.4f}{l0_scratch:>7.1f}")
-    text, found = tokens_to_reach(adapted[1], [point for point, _ in runs])
-    print(f"\nfrom scratch needs {text} tokens for the FVU that PAT has after {adapted[0]:,}", end="")
-    print(f": {found / adapted[0]:.1f} times as many" if found else "")
+    print(f"{'unadapted':<14}{0:>12,}{found['pat'][0].fvu_before:>9.4f}{found['pat'][0].l0:>7.1f}")
+    for kind, name in (("pat", "PAT"), ("scratch", "from scratch")):
+        for run in found[kind]:
+            print(f"{name:<14}{run.tokens:>12,}{run.fvu:>9.4f}{run.l0:>7.1f}")
+    print()
+    for run in found["pat"]:
+        text, needed = tokens_to_reach(run.fvu, [(other.tokens, other.fvu) for other in found["scratch"]])
+        times = f": {needed / run.tokens:.1f} times as many" if needed else ""
+        print(
+            f"from scratch needs {text} tokens for the FVU {run.fvu:.4f} that PAT has after {run.tokens:,}{times}"
+        )
     return 0

@@ -25,17 +25,19 @@ step finetune "$model" "${medical[@]}" --tokens 1000000 --lr 1e-3 --out "$out/ft
 
 # 3. The base's transcoders on the fine-tuned model: unadapted, then PAT.
 step evaluate "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}"
-step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --batch-size 8 --tokens 160000 --out "$out/tcs_pat"
-step evaluate "$out/ft" --transcoders "$out/tcs_pat" --base "$out/tcs_base" "${medical[@]}"
+for tokens in 40000 160000; do
+  step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --tokens $tokens --out "$out/tcs_pat_$tokens"
+done
+step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_base" "${medical[@]}"
 
 # 4. From scratch on the fine-tuned model, every budget its own run with its own schedule.
-for tokens in 160000 320000 640000 1280000; do
+for tokens in 40000 80000 160000 320000 640000; do
   step train "$out/ft" "${medical[@]}" "${shape[@]}" --tokens $tokens --out "$out/tcs_scratch_$tokens"
 done
 
 # 5. One question in both models.
 step attribute "$model" --transcoders "$out/tcs_base" --prompt "$question" --out "$out/base.graph"
-step attribute "$out/ft" --transcoders "$out/tcs_pat" --prompt "$question" --out "$out/ft.graph"
+step attribute "$out/ft" --transcoders "$out/tcs_pat_160000" --prompt "$question" --out "$out/ft.graph"
 for which in base ft; do
   step graph prune "$out/$which.graph" --out "$out/$which.pruned.graph"
   step graph export "$out/$which.pruned.graph" --slug "$which" --out "$out/json"
