@@ -4,15 +4,27 @@ import argparse
 import sys
 from importlib import import_module
 
-SUITES = {"aot": ".aot", "matched": ".matched"}  # name -> module
+SUITES = {  # name -> what it does
+    "ops": "ops against their competitors on this machine; --base REV: against another commit",
+    "cpu": "a whole training step on a CPU: time and memory, side by side",
+    "gpu": "everything worth knowing on a new GPU, in under 8 minutes",
+    "aot": "compile every kernel for every architecture; needs no GPU",
+    "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
+    "report": "write the README's tables from the committed results",
+}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(f"{name:8s} {text}" for name, text in SUITES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see SUITE --help")
     options = parser.parse_args(arguments)
-    return import_module(SUITES[options.suite], __package__).main(options.arguments)
+    return import_module(f".{options.suite}", __package__).main(options.arguments)
 
 
 if __name__ == "__main__":
