@@ -24,6 +24,11 @@ CONFIGS = config_table(
     config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=8, STAGES=2, CUT=512),
     gfx942=config(num_warps=1, num_stages=1, BLOCK_D=512, ROWS=8, STAGES=1, CUT=512),
 )
+CANDIDATES = [  # of opt-in tuning; CUT stays, so that long rows are cut alike
+    config(num_warps=warps, num_stages=1, BLOCK_D=columns, ROWS=rows, STAGES=stages, CUT=512)
+    for warps, columns in ((1, 256), (2, 512), (4, 1024))
+    for rows, stages in ((4, 2), (4, 3), (8, 1), (8, 2), (16, 1))
+]
 
 
 @triton.jit
@@ -141,7 +146,15 @@ def launch_decode(
     Returns:
         (y, None), or with a target (y - target [N, D], the sum of its squares per row [N] float32).
     """
-    config = config or configure(CONFIGS, table.device)
+    if config is None:
+        options = {"bias": bias, "init": init, "target": target, "dtype": dtype}
+        config = configure(
+            CONFIGS,
+            table.device,
+            key=("decode", table.dtype, table.shape, values.shape[1:], target is None),
+            candidates=CANDIDATES,
+            run=lambda chosen: launch_decode(values, indices, row_ptr, table, **options, config=chosen),
+        )
     n_rows = values.shape[0] if row_ptr is None else row_ptr.shape[0] - 1
     k = values.shape[1] if row_ptr is None else 0
     d, entries = table.shape[1], values.numel()

@@ -37,6 +37,16 @@ _SINGLE = config_table(
     config(4, 3, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="tf32x3"),
     gfx942=config(4, 2, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="ieee"),
 )
+CANDIDATES = [  # of opt-in tuning, in half precision
+    config(warps, stages, BLOCK_B=targets, BLOCK_J=entries, BLOCK_D=columns, PRECISION="ieee")
+    for warps, targets, entries, columns in (
+        (4, 64, 32, 64),
+        (4, 128, 64, 64),
+        (8, 128, 64, 64),
+        (4, 64, 64, 32),
+    )
+    for stages in (2, 3, 4)
+]
 
 
 @triton.jit
@@ -133,7 +143,15 @@ def launch_edges(
     """
     widen = G.dtype != table.dtype
     single = widen or G.dtype == torch.float32
-    config = config or configure(_SINGLE if single else _HALF, G.device)
+    if config is None:
+        arguments = (G, table, features, positions, activations, target_positions)
+        config = configure(
+            _SINGLE if single else _HALF,
+            G.device,
+            key=("edges", G.dtype, G.shape, target_positions is None),
+            candidates=[] if single else CANDIDATES,
+            run=lambda chosen: launch_edges(*arguments, config=chosen),
+        )
     options = config.options()
     if single and dot_precision(torch.float32) == "tf32":
         options["PRECISION"] = "tf32"

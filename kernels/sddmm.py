@@ -16,6 +16,11 @@ from fasttc.kernels._lang import row_offset
 from fasttc.kernels._launch import AotCase, KernelConfig, config, config_table, configure, on_device
 
 CONFIGS = config_table(config(num_warps=4, num_stages=1, BLOCK_K=8, BLOCK_D=512, SPLIT=4))
+CANDIDATES = [  # of opt-in tuning
+    config(num_warps=warps, num_stages=1, BLOCK_K=rows, BLOCK_D=columns, SPLIT=split)
+    for warps, rows, columns in ((2, 4, 512), (4, 4, 1024), (4, 8, 256), (4, 16, 256), (8, 8, 1024))
+    for split in (1, 2, 4)
+]
 
 
 @triton.jit
@@ -71,7 +76,14 @@ def launch_sddmm(
     Returns:
         Like ``indices``, float32.
     """
-    config = config or configure(CONFIGS, left.device)
+    if config is None:
+        config = configure(
+            CONFIGS,
+            left.device,
+            key=("sddmm", left.dtype, table.dtype, table.shape, indices.shape[1:]),
+            candidates=CANDIDATES,
+            run=lambda chosen: launch_sddmm(left, table, indices, row_ptr, config=chosen),
+        )
     out = torch.empty(indices.shape, dtype=torch.float32, device=left.device)
     if out.numel() == 0:
         return out

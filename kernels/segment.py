@@ -40,6 +40,11 @@ _SINGLE = config_table(  # as many columns per load and lane, hence twice the wa
     config(num_warps=4, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
     gfx942=config(num_warps=2, num_stages=1, BLOCK_D=512, ROWS=4, CUT=256),
 )
+CANDIDATES = [  # of opt-in tuning; CUT stays, so that long runs are cut alike
+    config(num_warps=warps, num_stages=1, BLOCK_D=columns, ROWS=rows, CUT=256)
+    for warps, columns in ((1, 256), (2, 256), (2, 512), (4, 512), (4, 1024))
+    for rows in (2, 4, 8)
+]
 
 
 @triton.jit
@@ -144,7 +149,15 @@ def launch_segment(
         The sums; ``bias``, ``theta`` and ``count`` are always those of this call alone.
     """
     device, n_features = order.entry.device, order.n_features
-    config = config or configure(_SINGLE if terms.single else _HALF, device)
+    if config is None:
+        dtypes = {"dec_dtype": dec_dtype, "enc_dtype": enc_dtype}
+        config = configure(
+            _SINGLE if terms.single else _HALF,
+            device,
+            key=("segment", terms.single, terms.widths, n_features),
+            candidates=[] if add_to else CANDIDATES,  # adding again and again would change the sums
+            run=lambda chosen: launch_segment(order, terms, **dtypes, config=chosen),
+        )
     d_dec, d_enc = terms.widths
     dec, enc = add_to or (None, None)
     if terms.values is not None and dec is None:
