@@ -1,6 +1,7 @@
-"""``fasttc bench``: the benchmarks, as ``python -m benchmarks`` runs them in a checkout."""
+"""``fasttc bench``: the benchmarks, with the arguments of ``python -m benchmarks``."""
 
 import sys
+from importlib import import_module
 
 import click
 
@@ -8,7 +9,7 @@ import click
 @click.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(arguments: tuple[str, ...]) -> None:
-    """Run a benchmark suite; `fasttc bench --help` lists them."""
-    from fasttc.benchmarks.__main__ import main
-
-    sys.exit(main(list(arguments)))
+    """Run a suite of benchmarks: ops, cpu, gpu, aot, matched or report; each explains itself with --help."""
+    status = import_module("fasttc.benchmarks.__main__").main(list(arguments) or ["--help"])
+    if status:
+        sys.exit(status)

@@ -1,0 +1,117 @@
+"""Writes the README's tables from the committed results.
+
+A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks:NAME -->``, each on a line of its own.
+
+    python -m benchmarks report             rewrites README.md
+    python -m benchmarks report --check     exits with 1 if a table is stale
+
+NAME is a JSON file below benchmarks/results without its ending, such as ``cpu/step`` or ``nvidia-h200/encode``.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from . import record
+
+BLOCK = re.compile(
+    r"(<!-- benchmarks:(?P<name>[\w/.-]+) -->\n).*?(<!-- /benchmarks:(?P=name) -->)", re.DOTALL
+)
+
+
+def source_line(environment: dict[str, Any]) -> str:
+    """Where and with what it was measured, in a sentence."""
+    parts = [environment["device"], f"torch {environment['torch']}"]
+    if environment["driver"]:
+        parts += [f"Triton {environment['triton']}", f"driver {environment['driver']}"]
+    else:
+        parts.append(f"{environment['threads']} threads")
+    return f"{', '.join(parts)}; commit {environment['commit']}, seed {environment['seed']}."
+
+
+def _grid(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table: text to the left, figures to the right."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def _cpu(data: dict[str, Any]) -> str:
+    ours = next(row for row in data["rows"] if row["competitor"] == "fasttc")
+    rows = []
+    for row in data["rows"]:
+        if row["median"] is None:
+            continue
+        spread = f"{row['p20']:.0f} to {row['p80']:.0f}"
+        memory = (
+            [f"{row['extra'] / 1e6:.0f}", f"{row['extra'] / ours['extra']:.2f}"] if row["extra"] else ["", ""]
+        )
+        rows.append(
+            [
+                row["competitor"],
+                f"{row['median']:.0f}",
+                spread,
+                f"{row['median'] / ours['median']:.2f}",
+                *memory,
+            ]
+        )
+    header = ["training step", "median ms", "p20 to p80", "× time", "extra MB", "× memory"]
+    text = f"N, D, F, K = {', '.join(ours['shape'].split(',')[:4])}, {ours['shape'].split(',')[4]}."
+    return f"{_grid(header, rows)}\n\n{text} {source_line(data['environment'])}"
+
+
+def _ops(data: dict[str, Any]) -> str:
+    ours = {row["shape"]: row["median"] for row in data["rows"] if row["competitor"] == "fasttc"}
+    rows = []
+    for row in data["rows"]:
+        if row["median"] is None:
+            continue
+        peak = "" if row["peak"] is None else f"{row['peak'] / 1e6:.0f}"
+        reference = ours.get(row["shape"])
+        ratio = f"{row['median'] / reference:.2f}" if reference else ""
+        times = [f"{row[key]:.3g}" for key in ("median", "p20", "p80")]
+        rows.append(
+            [f"{row['op']}: {row['competitor']}", row["shape"], *times, ratio, f"{row['percent']:.0f}", peak]
+        )
+    header = ["op", "N,D,F,K,dtype", "median ms", "p20", "p80", "× time", "% of roof", "peak MB"]
+    return f"{_grid(header, rows)}\n\n{source_line(data['environment'])}"
+
+
+def rendered(text: str, results: Path) -> str:
+    """The text with every block filled.
+
+    Raises:
+        ValueError: a block names no result, or a kind of result that has no table.
+    """
+
+    def fill(match: re.Match) -> str:
+        path = results / f"{match['name']}.json"
+        if not path.is_file():
+            raise ValueError(f"block {match['name']}: expected the file {path}, found none")
+        data = record.read(path)
+        tables = {"cpu": _cpu, "ops": _ops}
+        if data.get("kind") not in tables:
+            raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")
+        return f"{match[1]}\n{tables[data['kind']](data)}\n\n{match[3]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if stale")
+    parser.add_argument("--file", type=Path, default=record.ROOT.parent / "README.md")
+    parser.add_argument("--results", type=Path, default=record.ROOT / "results")
+    options = parser.parse_args(arguments)
+    before = options.file.read_text(encoding="utf-8")
+    after = rendered(before, options.results)
+    names = [match["name"] for match in BLOCK.finditer(before)]
+    print(
+        f"{options.file}: {len(names)} tables ({', '.join(names)}), {'stale' if after != before else 'up to date'}"
+    )
+    if options.check:
+        return int(after != before)
+    options.file.write_text(after, encoding="utf-8")
+    return 0
