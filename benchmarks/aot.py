@@ -84,7 +84,7 @@ def plan(widths: list[int], targets: list[str], only: str) -> tuple[list[tuple],
         for d in widths:
             for name, case in cases_of(module, d).items():
                 for target in case.targets:
-                    if target not in targets or only not in f"{module} {name}":
+                    if target not in targets or only not in f"{module}: {name}":
                         continue
                     job = (module, name, d, target)
                     jobs.append(job)

@@ -124,7 +124,8 @@ def _candidates(
 def _narrow(low, high, middle, count, k):
     """One bisection step: keeps ``count(keys >= low) >= k > count(keys > high)``, or ends where count is k."""
     low = tl.where(count >= k, middle, low)
-    high = tl.where(count >= k, high, middle - 1)
+    below = tl.maximum(middle, LOWEST_KEY + 1) - 1  # rows without candidates sit at the lowest key
+    high = tl.where(count >= k, high, below)
     return low, tl.where(count == k, middle, high)
 
 
