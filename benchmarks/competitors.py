@@ -195,6 +195,50 @@ ENCODE_BACKWARD = {
 }
 
 
+# --- edges -----------------------------------------------------------------------------------------------------
+
+
+def _edge_inputs(i: Inputs) -> tuple[Tensor, ...]:
+    """One prompt: x [T, D] gives G [B, T, D] of B targets; all entries of the activations are edges, token by token."""
+    scale = torch.linspace(0.5, 1.5, EDGE_TARGETS, device=i["x"].device).to(i["x"].dtype)
+    positions = torch.arange(len(i["x"]), device=i["x"].device).repeat_interleave(i["indices"].shape[1])
+    return (
+        scale[:, None, None] * i["x"],
+        i["W_dec"],
+        i["indices"].reshape(-1),
+        positions,
+        i["values"].reshape(-1),
+    )
+
+
+def _edges(function: Callable[..., Tensor]) -> Callable[[Inputs, int], Run]:
+    def build(i: Inputs, k: int) -> Run:
+        arguments = _edge_inputs(i)
+        return _same(lambda: {"edges": function(*arguments)})
+
+    return build
+
+
+def _our_edges(G: Tensor, *others: Tensor) -> Tensor:
+    return ops.edges(G, *others, impl=impl_for(G))
+
+
+def _gathered_edges(G: Tensor, W: Tensor, features: Tensor, positions: Tensor, activations: Tensor) -> Tensor:
+    """Rows of W copied and scaled, gradients gathered per edge: [B, n, D] exists."""
+    rows = W[features.long()] * activations[:, None].to(W.dtype)
+    return torch.einsum("bnd,nd->bn", G[:, positions], rows).float()
+
+
+def edges_oracle(i: Inputs, k: int) -> dict[str, Tensor]:
+    G, W, features, positions, activations = _edge_inputs(i)
+    rows = W.double()[features.long()] * activations.double()[:, None]
+    return {"edges": torch.einsum("bnd,nd->bn", G.double()[:, positions], rows)}
+
+
+EDGE_TARGETS = 64  # rows of a graph swept at once
+EDGES = {"fasttc": _edges(_our_edges), "dense": _edges(_gathered_edges)}
+
+
 # --- the whole step --------------------------------------------------------------------------------------------
 
 

@@ -49,11 +49,12 @@ GATHERS = (
     "sparsify",
 )  # without the compiled one: compiling takes its time
 PARTS = (
-    Part("encode", "encode", _shapes((4096, 16384), WIDE), 1.5, 100),
+    Part("encode", "encode", _shapes((4096, 16384), WIDE), 1.5, 90),
     Part("step", "step", _shapes((4096, 16384), (65536,)) + _shapes((4096,), (16384,), k=128), 3.0, 100),
-    Part("decode", "decode", _shapes((4096, 16384), (65536,)), 1.0, 50, GATHERS),
+    Part("decode", "decode", _shapes((4096, 16384), (65536,)), 1.0, 40, GATHERS),
     Part("decode_backward", "decode_backward", _shapes((4096, 16384), (65536,)), 1.5, 70, GATHERS),
     Part("encode_backward", "encode_backward", _shapes((4096, 16384), (65536,)), 1.5, 70, GATHERS),
+    Part("edges", "edges", ("64,2304,65536,64,bfloat16",), 1.0, 30),
     Part(
         "odd",
         "encode",
@@ -62,7 +63,7 @@ PARTS = (
         50,
         ("fasttc", "dense", "gemm"),
     ),
-    Part("small", "step", ("64,2304,65536,64,bfloat16",), 1.0, 40, ("fasttc", "fasttc_rows", "dense")),
+    Part("small", "step", ("64,2304,65536,64,bfloat16",), 1.0, 30, ("fasttc", "fasttc_rows", "dense")),
 )
 TINY = ("12,16,64,4,float32",)  # of a rehearsal: the interpreter needs a millisecond for every loop iteration
 

@@ -122,7 +122,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--op", action="append", choices=REGISTRY, help="repeatable; default: all")
     parser.add_argument("--shape", action="append", help="N,D,F,K[,dtype], repeatable")
-    parser.add_argument("--only", action="append", default=[], help="competitor, repeatable; default: all")
+    known = sorted({name for spec in REGISTRY.values() for name in spec.competitors})
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=known,
+        metavar="NAME",
+        help="competitor, repeatable; default: all",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing budget of a case")
     parser.add_argument("--seed", type=int, default=0)

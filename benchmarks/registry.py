@@ -111,6 +111,12 @@ def _encode_backward_work(p: Problem) -> Work:
     return Work(rows.flops, rows.bytes + 4 * p.f * p.d)
 
 
+def _edges_work(p: Problem) -> Work:
+    """Every gradient and every entry's decoder row read once, every edge written."""
+    n, targets = p.n * p.k, other.EDGE_TARGETS
+    return Work(2 * targets * n * p.d, _size(p) * p.d * (targets * p.n + n) + 4 * targets * n)
+
+
 def _step_work(p: Problem) -> Work:
     """Encode, decode, both backwards, and Adam: weights and two moments of two matrices, read and written."""
     parts = [_encode_work(p), _decode_work(p), _decode_backward_work(p), _encode_backward_work(p)]
@@ -125,6 +131,7 @@ REGISTRY = {
         OpSpec("decode", other.DECODE, other.decode_oracle, _decode_work),
         OpSpec("encode_backward", other.ENCODE_BACKWARD, other.encode_backward_oracle, _encode_backward_work),
         OpSpec("decode_backward", other.DECODE_BACKWARD, other.decode_backward_oracle, _decode_backward_work),
+        OpSpec("edges", other.EDGES, other.edges_oracle, _edges_work),
         OpSpec("step", other.STEP, other.step_oracle, _step_work),
     )
 }

@@ -24,16 +24,14 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_gpu_suite_rehearses_on_a_cpu(tmp_path):
     pytest.importorskip("triton")
-    parts = ("--only", "encode", "--only", "decode")
-    done = run("gpu", "--out", str(tmp_path), "--rehearse", *parts, TRITON_INTERPRET="1")
+    done = run("gpu", "--out", str(tmp_path), "--rehearse", "--only", "encode", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     summary = record.read(tmp_path / "summary.json")
     assert summary["rehearsal"] is True
-    assert [(row["part"], row["status"]) for row in summary["rows"]] == [("encode", "ok"), ("decode", "ok")]
-    for part in ("encode", "decode"):
-        ours = record.read(tmp_path / f"{part}.json")["rows"][0]
-        assert (ours["competitor"], ours["gate"]) == ("fasttc", "passed")
-        assert (tmp_path / f"{part}.log").read_text()
+    assert [(row["part"], row["status"]) for row in summary["rows"]] == [("encode", "ok")]
+    ours = record.read(tmp_path / "encode.json")["rows"][0]
+    assert (ours["competitor"], ours["gate"]) == ("fasttc", "passed")
+    assert "encode" in (tmp_path / "encode.log").read_text()
 
 
 def test_a_part_that_fails_or_hangs_costs_that_part_alone(tmp_path):
