@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -91,12 +92,14 @@ def choose(
         raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl in ("reference", "torch"):
         return Choice(impl, "named by the caller")
+    on_gpu = x.is_cuda or device is not None
+    if impl == "auto" and not on_gpu:  # before anything that loads Triton
+        return Choice("torch", f"the fastest implementation of {op} on {x.device.type}")
     refusal = None if device is not None else _refusal(x)
     if impl == "triton" and refusal is not None:
         raise ValueError(f"impl='triton': {refusal}; use impl='auto', 'torch' or 'reference'")
-    on_gpu = x.is_cuda or device is not None
-    if impl == "auto" and (refusal is not None or not on_gpu):
-        return Choice("torch", f"the fastest implementation of {op} on {_place(x, refusal)}")
+    if refusal is not None:
+        return Choice("torch", f"the only implementation of {op} on {x.device.type} in {x.dtype}")
     if not on_gpu:
         return Choice("triton", "named by the caller, in Triton's interpreter")
     costs, configs = _device_costs(x, device)
@@ -138,16 +141,14 @@ def _refusal(x: Tensor) -> str | None:
     """Why the kernels cannot read x, or None."""
     if x.dtype not in _KERNEL_DTYPES:
         return f"expected float16, bfloat16 or float32, got {x.dtype}"
+    if x.is_cuda and find_spec("triton") is None:
+        return "expected Triton to be installed, got none"
     if not x.is_cuda and not interpreter_ready():
         return (
             f"expected a tensor on a GPU, got one on {x.device.type} (to run the kernels in Triton's interpreter, set "
             "TRITON_INTERPRET=1 before Triton is first imported)"
         )
     return None
-
-
-def _place(x: Tensor, refusal: str | None) -> str:
-    return f"{x.device.type} ({x.dtype})" if x.is_cuda and refusal is not None else x.device.type
 
 
 def _device_costs(x: Tensor, device: str | None) -> tuple[Costs, str]:

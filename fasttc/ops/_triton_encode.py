@@ -25,7 +25,7 @@ from torch.library import custom_op, register_autograd, register_fake
 
 from fasttc.ops import _dense
 from fasttc.ops._dispatch import Choice, choose
-from fasttc.ops._triton import check_dtypes, decode_rows, segment_encoder
+from fasttc.ops._triton import decode_rows, segment_encoder
 from fasttc.ops.acts import SparseActs
 
 
@@ -42,7 +42,6 @@ def encode(
     choice: Choice,
 ) -> SparseActs:
     """See :func:`fasttc.ops.encode`; ``x [N, D]`` is already flat and every argument checked."""
-    check_dtypes(x=x, W_enc=W_enc, b_enc=b_enc)
     shape, n_features = (x.shape[0],), W_enc.shape[0]
     if theta is not None:
         values, indices, row_ptr, gates, _ = encode_threshold(x, W_enc, b_enc, theta, bandwidth, choice.gemm)

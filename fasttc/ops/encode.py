@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fasttc.ops import _torch, reference
+from fasttc.ops import _torch, _triton, _triton_encode, reference
 from fasttc.ops._dispatch import choose
 from fasttc.ops._validate import check_last_dim, check_matrix, check_same_device, check_vector
 from fasttc.ops.acts import SparseActs
@@ -63,12 +63,13 @@ def encode(
         theta = torch.as_tensor(threshold, device=x.device)
         theta = theta if theta.is_floating_point() else theta.to(x.dtype)
     check_same_device(x=x, W_enc=W_enc, b_enc=b_enc, threshold=theta)
-    choice = choose(impl, "encode", x, n_features=n_features, k=k or TYPICAL_L0)
+    decisive = _triton.unreadable(x, W_enc, b_enc)
+    choice = choose(
+        impl, "encode", x if decisive is None else decisive, n_features=n_features, k=k or TYPICAL_L0
+    )
     flat = x.reshape(-1, d_in)
     options = {"k": k, "theta": theta, "scope": scope, "relu": relu, "bandwidth": bandwidth}
     if choice.impl == "triton":
-        from fasttc.ops import _triton_encode
-
         acts = _triton_encode.encode(flat, W_enc, b_enc, choice=choice, **options)
     else:
         run = reference.encode if choice.impl == "reference" else _torch.encode
