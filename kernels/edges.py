@@ -21,6 +21,7 @@ from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import dot, row_offset
 from fasttc.kernels._launch import (
     AotCase,
+    ConfigTable,
     KernelConfig,
     cdiv,
     config,
@@ -31,6 +32,8 @@ from fasttc.kernels._launch import (
 )
 
 _HALF = config_table(config(4, 3, BLOCK_B=64, BLOCK_J=64, BLOCK_D=64, PRECISION="ieee"))
+# Rows that do not start at multiples of 16 bytes are read element by element, which takes registers.
+_HALF_ANY = config_table(config(8, 2, BLOCK_B=64, BLOCK_J=64, BLOCK_D=32, PRECISION="ieee"))
 # float32 as three TF32 products: within a few float32 roundings of the exact product (the dropped term is 2^-22 of
 # it), on the matrix unit. Larger tiles spill on sm_80.
 _SINGLE = config_table(
@@ -118,6 +121,12 @@ def _tiles(positions: Tensor, t: int, block: int) -> tuple[Tensor, Tensor, Tenso
     return token.int(), starts[held] + (tile - first) * block, stops
 
 
+def _table(single: bool, even: bool) -> ConfigTable:
+    if single:
+        return _SINGLE
+    return _HALF if even else _HALF_ANY
+
+
 def launch_edges(
     G: Tensor,
     table: Tensor,
@@ -143,13 +152,14 @@ def launch_edges(
     """
     widen = G.dtype != table.dtype
     single = widen or G.dtype == torch.float32
+    even = all(size % 16 == 0 for size in (G.shape[2], G.stride(0), G.stride(1), table.stride(0)))
     if config is None:
         arguments = (G, table, features, positions, activations, target_positions)
         config = configure(
-            _SINGLE if single else _HALF,
+            _table(single, even),
             G.device,
             key=("edges", G.dtype, G.shape, target_positions is None),
-            candidates=[] if single else CANDIDATES,
+            candidates=CANDIDATES if even and not single else [],
             run=lambda chosen: launch_edges(*arguments, config=chosen),
         )
     options = config.options()
@@ -198,7 +208,7 @@ def aot_cases(d: int) -> list[AotCase]:
                 case(
                     f"edges {left} x {right}{name}",
                     _edges,
-                    _HALF if left == right != "fp32" else _SINGLE,
+                    _table(left != right or left == "fp32", even),
                     {**pointers, "targets_ptr": targets},
                     odd=("b", "n", "t")
                     if even

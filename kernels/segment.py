@@ -188,21 +188,30 @@ def launch_segment(
 
 
 def aot_cases(d: int) -> list[AotCase]:
-    """Both gradients in one pass, one gradient alone, and the pieces of long runs, in each dtype."""
+    """Both gradients in one pass, each sum alone, and the pieces of long runs, in each dtype."""
     cases = []
     for dtype in DTYPES:
         even, table = aligned(d, dtype), _SINGLE if dtype == "fp32" else _HALF
         odd = () if even else ("d_dec", "d_enc", "left_stride", "right_stride")
         both = {**STREAMS, "left_ptr": dtype, "right_ptr": dtype, "theta_ptr": "fp32"}
-        decoder = {**both, "grad_ptr": None, "right_ptr": None, "theta_ptr": None}
+        absent = dict.fromkeys
+        decoder = {**both, **absent(("grad_ptr", "right_ptr", "theta_ptr"))}
+        encoder = {**both, **absent(("value_ptr", "left_ptr", "theta_ptr"))}
+        thresholds = {**encoder, **absent(("grad_ptr", "right_ptr")), "theta_ptr": "fp32"}
         vectors = {"bias_ptr": "fp32", "dtheta_ptr": "fp32", "count_ptr": "i32"}
         cases.append(case(f"segment pieces {dtype}", feature_pieces, table, both, odd=odd, vector_loads=even))
         for name, streams, add in (
             ("both", both, False),
             ("both, added", both, True),
             ("decoder", decoder, False),
+            ("encoder", encoder, False),
+            ("thresholds", thresholds, False),
         ):
-            outputs = {"dec_ptr": dtype, "enc_ptr": dtype if streams is both else None, **vectors}
+            outputs = {
+                "dec_ptr": dtype if streams["value_ptr"] else None,
+                "enc_ptr": dtype if streams["grad_ptr"] else None,
+                **vectors,
+            }
             cases.append(
                 case(
                     f"segment {name} {dtype}",
@@ -211,7 +220,7 @@ def aot_cases(d: int) -> list[AotCase]:
                     {**streams, **outputs},
                     odd=odd,
                     constants={"BY_ENTRY": add, "ADD": add},
-                    vector_loads=even,
+                    vector_loads=even and name != "thresholds",
                 )
             )
     return cases
