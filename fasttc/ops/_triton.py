@@ -85,7 +85,8 @@ def _decode_grads(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of (values, indices, row_ptr, table, bias, init) from that of the decoded rows."""
     values, indices, row_ptr, table = ctx.saved_tensors[:4]
     of_values, of_table, of_bias, of_init = ctx.dtypes
-    needs = (*ctx.needs_input_grad, False, False)  # the dispatcher leaves out arguments that equal their default
+    # The dispatcher leaves out arguments that equal their default.
+    needs = (*ctx.needs_input_grad, False, False)
     d_values = sddmm(dy, table, indices, row_ptr).to(of_values) if needs[0] else None
     d_table = segment_rows(values, indices, row_ptr, dy, table.shape[0], of_table) if needs[3] else None
     d_bias = dy.sum(0).to(of_bias) if needs[4] else None
