@@ -16,6 +16,7 @@ from fasttc.ops.reference import compute_dtype
 
 BLOCK_ROWS = 2048
 BLOCK_ELEMENTS = 1 << 23  # pre-activations held at a time: 32 MiB in float32
+SELECT_ROWS = 512  # searched at a time: what a selection needs besides the block stays small
 GROUP = 16  # columns whose maximum stands for them in the first round of a selection
 
 
@@ -84,7 +85,7 @@ def _topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tens
     for rows in x.split(BLOCK_ROWS):
         values, indices = [], []
         for start, z in _Blocks(rows, W_enc, b_enc):
-            best = select_topk(z, min(k, z.shape[1]))
+            best = torch.cat([select_topk(part, min(k, z.shape[1])) for part in z.split(SELECT_ROWS)])
             values.append(z.gather(1, best))
             indices.append(best + start)
         value, index = torch.cat(values, 1), torch.cat(indices, 1)
