@@ -110,7 +110,8 @@ class _RowStep(Step):
         acts = ops.encode(self.x, W_enc, p["b_enc"], k=self.k, impl=self.impl)
         error, squares = ops.residual(acts, W_dec, self.target, p["b_dec"], impl=self.impl)
         weight = 2 / len(self.x)
-        report = rows.step(acts, error, self.x, lr=LEARNING_RATE, weight=weight, impl=self.impl)
+        rounded = error.to(self.x.dtype)  # it is gathered: half the bytes in half precision
+        report = rows.step(acts, rounded, self.x, lr=LEARNING_RATE, weight=weight, impl=self.impl)
         p["b_enc"].grad, p["b_dec"].grad = report.grad_b_enc, weight * error.sum(0)
         self.optimiser.step()
         return squares.mean()

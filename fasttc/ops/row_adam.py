@@ -100,7 +100,7 @@ class RowAdam:
         Args:
             acts: what the encoder gave for x.
             error: [*acts.shape, D_out], such as ``residual(acts, W_dec, y, b_dec)[0]``.
-            x: [*acts.shape, D].
+            x: [*acts.shape, D]. Rows of error and x are gathered: in half precision half the bytes move.
             lr: learning rate of this step.
             weight: factor of the loss; for a mean squared error over N tokens 2 / N.
             relu: whether the activations passed a ReLU or a threshold, so that zeros carry no gradient to W_enc.
