@@ -11,8 +11,8 @@ import click
 
 from fasttc.cli._common import Run, table, verb
 
-SHAPE = {"n_features": 512, "k": 8}
-BUDGET = {"base": 400_000, "finetune": 260_000, "adapt": 80_000, "scratch": 640_000}
+SHAPE: dict[str, Any] = {"n_features": 512, "k": 8}
+BUDGET: dict[str, int] = {"base": 400_000, "finetune": 260_000, "adapt": 80_000, "scratch": 640_000}
 """Tokens, repeats counted."""
 
 
@@ -227,6 +227,8 @@ def described(summary: dict[str, Any], out: Path) -> str:
             "two hops follow (>= 0.8)": swap["two_hop_follows"],
             "pattern changes (<= 0.2)": swap["pattern_changes"],
             "passed": "yes" if swap["passed"] else "NO",
+            "strict: two hops": swap["strict_two_hop_follows"],
+            "strict: pattern": swap["strict_pattern_changes"],
         }
         for name, swap in summary["causal_check"].items()
     ]
@@ -242,6 +244,7 @@ def described(summary: dict[str, Any], out: Path) -> str:
             f"FTFA left {frozen['frozen']} tensors frozen; sha256 before and after: {same}",
             "\nCausal check: the drug after swapping the disease inside the model",
             table(swaps),
+            "(strict: the disease's representation is taken where other things than the drug are asked for)",
             "\nTranscoders on the fine-tuned model, held-out documents, all layers replaced",
             table(modes),
             f"\nAttribution of {graphs['prompt']!r} ({graphs['disease']}: {' -> '.join(graphs['drug'].values())})",

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from fasttc.models import anatomy
 from fasttc.worlds import ClinicalWorld, Prompt
+from fasttc.worlds.clinical import Kind
+
+KINDS: tuple[Kind, Kind] = ("two_hop", "pattern")
+OTHER_QUESTIONS = ("ward", "test", "diet", "disease")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class SwapReport:
         two_hop_accuracy, pattern_accuracy: of the untouched model on the same held-out prompts.
         two_hop_follows: share of two-hop prompts whose answer became the partner disease's drug.
         pattern_changes: share of pattern prompts whose answer became any other than the marker's drug.
+        strict_two_hop_follows, strict_pattern_changes: the same with representations taken where no drug is asked
+            for.
         n: prompts of each kind.
     """
 
@@ -28,6 +34,8 @@ class SwapReport:
     pattern_accuracy: float
     two_hop_follows: float
     pattern_changes: float
+    strict_two_hop_follows: float
+    strict_pattern_changes: float
     n: int
 
     @property
@@ -46,61 +54,73 @@ def disease_swap(
     *,
     phase: Any = "base",
     n: int = 400,
-    layer: int | None = None,
+    layer: int = 1,
     seed: int = 0,
 ) -> SwapReport:
     """Swaps the representation of the disease and counts which answers follow.
 
-    The representation of a disease is the mean residual at the last position (``the drug is``) over vignettes of
-    that disease, both kinds in equal numbers, none of them held out. In every held-out prompt the difference
-    between the partner's mean and its own is added there, before ``layer``; nothing else is touched. The procedure
-    has no free choice but the layer, which is the middle one by default.
+    The representation of a disease is the mean residual at the last position over vignettes of that disease, both
+    kinds in equal numbers, none of them held out. In every held-out prompt (``the drug is``) the difference between
+    the partner's mean and its own is added there, before ``layer``; nothing else is touched.
+
+    Where the means come from decides what is shown. Taken at the question for the drug, they hold whatever the model
+    has there that depends on the disease. A sceptic may say: that is the drug itself. Against it speaks that pattern
+    prompts keep their drug under the same shift, and the *strict* figures: there the means are taken at the questions
+    for ward, test, diet and name, so that they can hold no drug. They are lower where the model mixes disease and
+    question early; both are reported, the pass mark refers to the first.
 
     Args:
         model: trained on the world.
         world: the same one.
         phase: "base" or "finetuned": whose drugs are the right answers.
-        n: held-out prompts of each kind; twice five times as many for the means.
-        layer: 1 to L - 1; None: L / 2.
+        n: held-out prompts of each kind; the means are over five times as many.
+        layer: 1 to L - 1. At 1, the default, attention has brought the disease to the last position once, and every
+            other layer still follows.
         seed: of the prompts.
     """
-    layer = len(anatomy(model).layers) // 2 if layer is None else layer
-    known = [
-        p
-        for kind in ("two_hop", "pattern")
-        for p in world.prompts(kind, 5 * n, phase=phase, held_out=False, seed=seed)
-    ]
-    residual = _last_residual(model, _ids(world, known, model), layer)
-    diseases = torch.tensor([prompt.disease for prompt in known], device=residual.device)
-    means = residual.new_zeros(world.n_diseases, residual.shape[1]).index_add_(0, diseases, residual)
-    means /= torch.bincount(diseases, minlength=world.n_diseases).clamp(min=1)[:, None]
-    found = {}
-    for kind in ("two_hop", "pattern"):
-        prompts = world.prompts(kind, n, phase=phase, held_out=True, seed=seed)
-        ids = _ids(world, prompts, model)
-        shift = means[[p.partner for p in prompts]] - means[[p.disease for p in prompts]]
-        found[kind] = (prompts, _answers(model, world, ids), _answers(model, world, ids, layer, shift))
-    two, before_two, after_two = found["two_hop"]
-    pattern, before_pattern, after_pattern = found["pattern"]
+    known = [p for kind in KINDS for p in world.prompts(kind, 5 * n, phase=phase, held_out=False, seed=seed)]
+    asked = {kind: world.prompts(kind, n, phase=phase, held_out=True, seed=seed) for kind in KINDS}
+    shares = {}
+    for name, questions in (("plain", ("drug",)), ("strict", OTHER_QUESTIONS)):
+        means = _disease_means(model, world, known, questions, layer)
+        for kind, prompts in asked.items():
+            shift = means[[p.partner for p in prompts]] - means[[p.disease for p in prompts]]
+            said = _answers(model, world, _ids(world, [p.text for p in prompts], model), layer, shift)
+            wanted = [p.partner_answer if kind == "two_hop" else p.answer for p in prompts]
+            shares[name, kind] = _share(said, wanted)
     return SwapReport(
         layer=layer,
-        two_hop_accuracy=_share(before_two, [p.answer for p in two]),
-        pattern_accuracy=_share(before_pattern, [p.answer for p in pattern]),
-        two_hop_follows=_share(after_two, [p.partner_answer for p in two]),
-        pattern_changes=1 - _share(after_pattern, [p.answer for p in pattern]),
+        two_hop_accuracy=accuracy(model, world, asked["two_hop"]),
+        pattern_accuracy=accuracy(model, world, asked["pattern"]),
+        two_hop_follows=shares["plain", "two_hop"],
+        pattern_changes=1 - shares["plain", "pattern"],
+        strict_two_hop_follows=shares["strict", "two_hop"],
+        strict_pattern_changes=1 - shares["strict", "pattern"],
         n=n,
     )
+
+
+def _disease_means(
+    model: nn.Module, world: ClinicalWorld, prompts: Sequence[Prompt], questions: Sequence[str], layer: int
+) -> Tensor:
+    """Mean residual before ``layer`` at the last position, by disease, over the prompts with each question: [n, D]."""
+    texts = [prompt.asking(question) for question in questions for prompt in prompts]
+    residual = _last_residual(model, _ids(world, texts, model), layer)
+    diseases = torch.tensor([prompt.disease for prompt in prompts] * len(questions), device=residual.device)
+    sums = residual.new_zeros(world.n_diseases, residual.shape[1]).index_add_(0, diseases, residual)
+    return sums / torch.bincount(diseases, minlength=world.n_diseases).clamp(min=1)[:, None]
 
 
 def accuracy(model: nn.Module, world: ClinicalWorld, prompts: Sequence[Prompt]) -> float:
     """Share of prompts whose most probable next word is the right drug."""
     with torch.no_grad():
-        return _share(_answers(model, world, _ids(world, prompts, model)), [p.answer for p in prompts])
+        return _share(
+            _answers(model, world, _ids(world, [p.text for p in prompts], model)), [p.answer for p in prompts]
+        )
 
 
-def _ids(world: ClinicalWorld, prompts: Sequence[Prompt], model: nn.Module) -> Tensor:
-    device = next(model.parameters()).device
-    return torch.tensor([world.encode(prompt.text) for prompt in prompts], device=device)
+def _ids(world: ClinicalWorld, texts: Sequence[str], model: nn.Module) -> Tensor:
+    return torch.tensor([world.encode(text) for text in texts], device=next(model.parameters()).device)
 
 
 def _last_residual(model: nn.Module, ids: Tensor, layer: int) -> Tensor:

@@ -72,6 +72,10 @@ class Prompt:
     partner_text: str
     partner_answer: str
 
+    def asking(self, question: str) -> str:
+        """The same vignette with another question: "ward", "test", "diet", "disease" or "drug"."""
+        return f"{self.text.removesuffix('drug is')}{question} is"
+
 
 class ClinicalWorld:
     """The world of one seed. Everything it gives is a function of that seed and the arguments.
