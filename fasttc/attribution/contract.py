@@ -9,6 +9,8 @@ from fasttc import ops
 from fasttc.attribution.positions import Positions
 from fasttc.attribution.sources import LayerSources
 
+_GATHER = 16  # positions whose decoder rows are gathered together: fewer, larger gathers
+
 
 class Contraction:
     """Edges from one layer's features and errors.
@@ -43,15 +45,20 @@ class Contraction:
             self._features(gradient, positions, out)
 
     def _features(self, gradient: Tensor, positions: Positions, out: Tensor) -> None:
-        before = self.layer.before
-        start = before[len(gradient)] - out.shape[1]
-        for position in range(len(gradient)):
+        before, length = self.layer.before, len(gradient)
+        start = before[length] - out.shape[1]
+        rows = self._rows
+        gathered = range(0) if rows is None else range(len(rows))
+        for position in range(length):
             low, high = before[position], before[position + 1]
             if low == high or low < start:
                 continue
+            if rows is None or low >= gathered.stop:
+                gathered = range(low, before[min(position + _GATHER, length)])
+                rows = self.layer.decoder_rows(gathered.start, gathered.stop)
+            own = rows[low - gathered.start : high - gathered.start]
             reached = bisect_left(positions.numbers, position)
-            rows = self.layer.decoder_rows(low, high) if self._rows is None else self._rows[low:high]
-            torch.mm(gradient[position, reached:], rows.T, out=out[reached:, low - start : high - start])
+            torch.mm(gradient[position, reached:], own.T, out=out[reached:, low - start : high - start])
 
     def _features_by_op(self, gradient: Tensor, positions: Positions, out: Tensor) -> None:
         layer = self.layer

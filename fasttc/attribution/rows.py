@@ -178,9 +178,9 @@ class EdgeWriter:
     def _append_largest(self, values: list[Tensor], columns: list[Tensor]) -> None:
         """Keeps, in each row, the smallest set of edges that reaches the share; ties go to lower columns."""
         row = torch.cat(values, 1)
-        size = row.abs().double()
+        size = row.abs()
         ordered, order = size.sort(dim=1, descending=True, stable=True)
-        reached = ordered.cumsum(1)
+        reached = ordered.cumsum(1, dtype=torch.float64)
         needed = (reached < self.share * reached[:, -1:]).sum(1, keepdim=True) + 1
         chosen = (torch.arange(row.shape[1], device=row.device) < needed) & (ordered > 0)
         stored = torch.zeros_like(chosen).scatter_(1, order, chosen)
@@ -189,7 +189,7 @@ class EdgeWriter:
         self._values[place] = row[stored]
         self._columns[place] = torch.cat(columns).expand(len(row), -1)[stored]
         self._counts.append(counts.cpu())
-        self._remainders.append(size.masked_fill_(stored, 0).sum(1))
+        self._remainders.append(size.masked_fill_(stored, 0).sum(1, dtype=torch.float64))
 
     def _reserve(self, more: int) -> slice:
         place = slice(self._used, self._used + more)
