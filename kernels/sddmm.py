@@ -16,6 +16,8 @@ from fasttc.kernels._lang import row_offset
 from fasttc.kernels._launch import AotCase, KernelConfig, config, config_table, configure, on_device
 
 CONFIGS = config_table(config(num_warps=4, num_stages=1, BLOCK_K=8, BLOCK_D=512, SPLIT=4))
+# Rows that do not start at multiples of 16 bytes are read element by element, which takes registers.
+_ANY = config_table(config(num_warps=4, num_stages=1, BLOCK_K=8, BLOCK_D=256, SPLIT=4))
 CANDIDATES = [  # of opt-in tuning
     config(num_warps=warps, num_stages=1, BLOCK_K=rows, BLOCK_D=columns, SPLIT=split)
     for warps, rows, columns in ((2, 4, 512), (4, 4, 1024), (4, 8, 256), (4, 16, 256), (8, 8, 1024))
@@ -77,8 +79,9 @@ def launch_sddmm(
         Like ``indices``, float32.
     """
     if config is None:
+        even = all(size % 16 == 0 for size in (left.shape[1], left.stride(0), table.stride(0)))
         config = configure(
-            CONFIGS,
+            CONFIGS if even else _ANY,
             left.device,
             key=("sddmm", left.dtype, table.dtype, table.shape, indices.shape[1:]),
             candidates=CANDIDATES,
@@ -115,7 +118,7 @@ def aot_cases(d: int) -> list[AotCase]:
                 case(
                     f"sddmm {layout} {dtype}",
                     _sddmm,
-                    CONFIGS,
+                    CONFIGS if even else _ANY,
                     {**pointers, "row_ptr_ptr": row_ptr},
                     odd=("k",) if even else ("k", "d", "left_stride", "table_stride"),
                     vector_loads=even,
