@@ -12,7 +12,8 @@ import click
 from fasttc.cli._common import Run, table, verb
 
 SHAPE: dict[str, Any] = {"n_features": 512, "k": 8}
-BUDGET: dict[str, int] = {"base": 400_000, "finetune": 260_000, "adapt": 80_000, "scratch": 640_000}
+UPDATES: dict[str, Any] = {"update_tokens": 512}
+BUDGET: dict[str, int] = {"base": 400_000, "finetune": 260_000, "adapt": 80_000, "scratch": 320_000}
 """Tokens, repeats counted."""
 
 
@@ -112,7 +113,7 @@ def base_transcoders(road: Road, world: Any, model: Any, tokenizer: Any) -> Any:
 
     with road.stretch("base_transcoders", "training transcoders for its MLPs"):
         documents = world.base_corpus(20_000, seed=1)
-        given = {**road.options, **SHAPE, "tokens": BUDGET["base"], "out": road.out / "tcs_base"}
+        given = {**road.options, **SHAPE, **UPDATES, "tokens": BUDGET["base"], "out": road.out / "tcs_base"}
         return train(model, documents, tokenizer, **given)[0]
 
 
@@ -167,13 +168,13 @@ def compare(road: Road, world: Any, tuned: Any, tokenizer: Any, tcs: Any) -> dic
     made: dict[str, tuple[Any, int, float]] = {"unadapted": (tcs, 0, 0.0)}
     with road.stretch("adapt", "adapting the transcoders to the fine-tuned model (PAT)"):
         adapted, report = adapt(
-            tuned, tcs, data, **road.options, tokens=BUDGET["adapt"], out=road.out / "tcs_pat"
+            tuned, tcs, data, **road.options, **UPDATES, tokens=BUDGET["adapt"], out=road.out / "tcs_pat"
         )
     made["PAT"] = (adapted, report.tokens, report.seconds)
     with road.stretch("scratch", "training transcoders from scratch, to compare"):
         for name, tokens in (("scratch, PAT's budget", BUDGET["adapt"]), ("scratch", BUDGET["scratch"])):
             folder = road.out / f"tcs_scratch_{tokens}"
-            new, report = train(tuned, data, **road.options, **SHAPE, tokens=tokens, out=folder)
+            new, report = train(tuned, data, **road.options, **SHAPE, **UPDATES, tokens=tokens, out=folder)
             made[name] = (new, report.tokens, report.seconds)
     with road.stretch("evaluate", "measuring all of them on held-out documents"):
         modes: dict[str, Any] = {name: measured(road, tuned, data, *one) for name, one in made.items()}

@@ -19,7 +19,7 @@ from fasttc.training.fit import (
     validation_quality,
 )
 from fasttc.training.loop import Progress, Run
-from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
+from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
 from fasttc.training.report import TranscoderReport
 from fasttc.training.scratch import default_lr, first_activations
@@ -29,8 +29,8 @@ PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptOptions(TrainingOptions):
-    """Options of :func:`adapt`, with those of :class:`fasttc.training.options.TrainingOptions`.
+class AdaptOptions(TranscoderOptions):
+    """Options of :func:`adapt`, with those of :class:`fasttc.training.options.TranscoderOptions`.
 
     Attributes:
         train: names of the parameters to train, of W_enc, b_enc, W_dec, b_dec, W_skip; None: all of them.
@@ -126,6 +126,7 @@ def adapt(
             objective,
             [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
             trained=config.trained(),
+            parts=config.parts(tokens.context),
             betas=(0.9, config.beta2),
             clip=config.clip,
         )

@@ -21,6 +21,7 @@ class CausalTask:
     """Next-token prediction with the named parameters trainable and all others frozen."""
 
     divergence = (3.0, 1.0)
+    parts = 1
 
     def __init__(
         self,
@@ -41,13 +42,16 @@ class CausalTask:
             [Group(trained)], betas=betas, weight_decay=weight_decay, clip=clip, eps=1e-8
         )
 
-    def backward(self, batch: TokenBatch) -> dict[str, Tensor]:
-        total, count = self._loss(batch)
+    def split(self, batch: TokenBatch, step: int) -> Sequence[TokenBatch]:
+        return [batch]
+
+    def backward(self, part: TokenBatch) -> dict[str, Tensor]:
+        total, count = self._loss(part)
         loss = total / max(count, 1)
         loss.backward()
         return {"loss": loss.detach()}
 
-    def after_step(self, metrics: dict[str, Tensor]) -> None:
+    def after_update(self, metrics: dict[str, Tensor]) -> None:
         """Nothing follows."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

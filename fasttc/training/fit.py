@@ -53,7 +53,7 @@ def run_loop(
         stream=data.stream("train", options.batch_size, seed=options.seed),
         steps=steps,
         lr=lr,
-        warmup=int(options.warmup * steps),
+        warmup=options.warmup,
         decay=options.decay,
         run=run,
         config=identity,

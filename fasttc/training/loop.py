@@ -1,4 +1,4 @@
-"""The loop of every training: blocks in, one optimiser step each, a log, checkpoints, and a safe way to stop."""
+"""The loop of every training: blocks in, updates out, a log, checkpoints, and a safe way to stop."""
 
 import json
 import math
@@ -28,11 +28,18 @@ class Task(Protocol):
     divergence: tuple[float, float]
     """(factor, offset): a loss above ``factor * lowest + offset`` has diverged."""
 
-    def backward(self, batch: TokenBatch) -> dict[str, Tensor]:
+    parts: int
+    """Updates for each block."""
+
+    def split(self, batch: TokenBatch, step: int) -> Sequence[Any]:
+        """A block as ``parts`` pieces of work; ``step`` is the number of the block."""
+        ...
+
+    def backward(self, part: Any) -> dict[str, Tensor]:
         """Leaves gradients; returns metrics, scalars or [L], on the device. "loss" is the one that is watched."""
         ...
 
-    def after_step(self, metrics: dict[str, Tensor]) -> None:
+    def after_update(self, metrics: dict[str, Tensor]) -> None:
         """Whatever follows an update: constraints, controllers."""
         ...
 
@@ -128,12 +135,13 @@ class Outcome:
 
 @dataclass
 class Loop:
-    """Runs a task for a fixed number of steps.
+    """Runs a task for a fixed number of steps: one block each, and one update for every part of a block.
 
     Args:
         task: see :class:`Task`.
         stream: of blocks.
-        steps, lr, warmup, decay: the schedule.
+        steps: blocks.
+        lr, warmup, decay: the schedule; ``warmup`` is a share of all updates.
         run: see :class:`Run`.
         config: what a checkpoint has to agree on to be resumed (JSON types).
     """
@@ -142,7 +150,7 @@ class Loop:
     stream: TokenStream
     steps: int
     lr: float
-    warmup: int
+    warmup: float
     decay: str
     run: Run
     config: dict[str, Any]
@@ -182,13 +190,20 @@ class Loop:
     def _one_step(self) -> None:
         self._in_step = True
         batch = self.stream.next()
-        metrics = self.task.backward(batch)
-        self.task.optimiser.step(self.lr * schedule(self._step, self.steps, self.warmup, self.decay))
-        self.task.after_step(metrics)
-        self._window.append(metrics)
+        for i, part in enumerate(self.task.split(batch, self._step)):
+            metrics = self.task.backward(part)
+            self.task.optimiser.step(self._rate(self._step * self.task.parts + i))
+            self.task.after_update(metrics)
+            self._window.append(metrics)
         self._step += 1
         self._tokens += batch.n_tokens
         self._in_step = False
+
+    def _rate(self, update: int) -> float:
+        parts = self.task.parts
+        return self.lr * schedule(
+            update, self.steps * parts, int(self.warmup * self.steps * parts), self.decay
+        )
 
     def _flush(self, bar: Any) -> None:
         """Brings the metrics of the last steps to the host: the one moment the loop waits for the device."""
@@ -197,11 +212,11 @@ class Loop:
         columns = {
             name: torch.stack([m[name] for m in self._window]).double().cpu() for name in self._window[0]
         }
-        first = self._step - len(self._window) + 1
+        first = self._step - len(self._window) // self.task.parts + 1
         self._window.clear()
-        for offset, loss in enumerate(columns["loss"].tolist()):
+        for i, loss in enumerate(columns["loss"].tolist()):
             if not math.isfinite(loss):
-                raise Diverged(first + offset, loss, self._lowest, self._last_checkpoint())
+                raise Diverged(first + i // self.task.parts, loss, self._lowest, self._last_checkpoint())
         averages: dict[str, Any] = {name: column.mean(0).tolist() for name, column in columns.items()}
         factor, offset = self.task.divergence
         if averages["loss"] > factor * self._lowest + offset:
@@ -210,7 +225,7 @@ class Loop:
         self._last = averages
         bar.set_postfix_str(f"loss {averages['loss']:.4f}", refresh=False)
         if self.run.folder is not None:
-            rate = self.lr * schedule(self._step - 1, self.steps, self.warmup, self.decay)
+            rate = self._rate(self._step * self.task.parts - 1)
             line = {
                 "step": self._step,
                 "tokens": self._tokens,

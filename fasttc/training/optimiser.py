@@ -74,6 +74,10 @@ class Optimiser:
             param_groups, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, **kind
         )
 
+    def scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return next(group.scales.get(name, 1.0) for group in self._groups if name in group.parameters)
+
     def step(self, lr: float) -> None:
         """One update with the gradients that are there; drops them."""
         for group in self._groups:

@@ -90,6 +90,28 @@ class TrainingOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TranscoderOptions(TrainingOptions):
+    """Options of every training of transcoders.
+
+    Attributes:
+        update_tokens: tokens in one update. A block (``batch_size * context``) larger than that is mixed and shared
+            out over several updates, which costs no further forward of the model. None: one update for a block.
+    """
+
+    update_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.update_tokens is not None:
+            self.positive_int("update_tokens")
+
+    def parts(self, context: int) -> int:
+        """Updates for a block."""
+        block = self.batch_size * context
+        return max(1, round(block / (self.update_tokens or block)))
+
+
 Options = TypeVar("Options", bound=TrainingOptions)
 
 

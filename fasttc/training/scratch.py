@@ -16,9 +16,9 @@ from fasttc.training.activations import ActivationSource, activation_source
 from fasttc.training.data import TokenData
 from fasttc.training.fit import finish_transcoders, model_name, run_loop, save_result, validation_quality
 from fasttc.training.loop import Progress, Run
-from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
+from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.report import TranscoderReport
-from fasttc.training.transcoding import Objective, TranscoderTask, activation_scales
+from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, activation_scales
 
 INITIAL_TOKENS = 2048
 """Tokens that the initial weights are fitted to."""
@@ -27,8 +27,8 @@ DENSE_ELEMENTS = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchOptions(TrainingOptions):
-    """Options of :func:`train`, with those of :class:`fasttc.training.options.TrainingOptions`.
+class ScratchOptions(TranscoderOptions):
+    """Options of :func:`train`, with those of :class:`fasttc.training.options.TranscoderOptions`.
 
     Attributes:
         n_features: F, of every layer.
@@ -124,6 +124,7 @@ def train(
             _objective(config, tokens.context),
             [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
             decoder_scale=1.0,
+            parts=config.parts(tokens.context),
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
@@ -156,7 +157,7 @@ def _choose_sites(model: Any, sites: Sequence[Site] | None, layers: Sequence[int
 
 def _objective(config: ScratchOptions, context: int) -> Objective:
     steers = config.activation == "jumprelu" or (config.activation == "relu" and config.l1 is None)
-    start = 1e-3 if config.activation == "relu" else 0.0
+    start = INITIAL_L1 if config.activation == "relu" else 0.0
     patience = max(config.tokens // 20, 2 * config.batch_size * context)
     return Objective(
         aux=config.aux,

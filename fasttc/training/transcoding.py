@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,14 @@ from fasttc.training.activations import ActivationSource
 from fasttc.training.optimiser import Group, Optimiser
 from fasttc.training.packing import TokenBatch
 
+Steering = Literal["l0", "l1", "bias"] | None
+
 REFRESH_DEAD = 8
 """Steps between two looks at which features are dead: each look waits for the device."""
+
+
+INITIAL_L1 = 0.05
+"""Where the steered weight of the L1 penalty starts: below what it takes (about 0.1, whatever the model)."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Objective:
         aux: weight of the AuxK loss (TopK activations only).
         k_aux: dead features used per token; None: half the output width.
         dead_after: a feature is dead when it has not been active for so many tokens.
-        target_l0: mean number of active features that a penalty steers to, of every layer or one number per layer;
-            None: no steering.
+        target_l0: mean number of active features to steer to, of every layer or one number per layer; None: no
+            steering. How: see :meth:`TranscoderTask._choose_steering`.
         l1: weight of the decoder-norm-weighted L1 penalty; with ``target_l0`` only its start.
         l0: weight of the quadratic penalty on L0 / target (JumpReLU with trained thresholds).
         unit_decoder: keeps the decoder rows at norm one.
@@ -74,6 +80,7 @@ class TranscoderTask:
         source: of activations.
         objective: see :class:`Objective`.
         scales: per layer, root mean squares of x and of y about its mean: see :func:`activation_scales`.
+        parts: updates for each block, each on its share of the block's tokens.
         trained: names of the parameters to train, for every layer; None: all there are.
         decoder_scale: row norm to take for the decoder's rate; None: the one it has.
         betas: of Adam.
@@ -93,16 +100,19 @@ class TranscoderTask:
         objective: Objective,
         scales: Sequence[tuple[float, float]],
         *,
+        parts: int = 1,
         trained: Sequence[str] | None = None,
         decoder_scale: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         clip: float | None = 1.0,
     ) -> None:
         self.transcoders = list(transcoders)
+        self.parts = parts
         self._source = source
         self._objective = objective
         self._counters = [Counters(t) for t in self.transcoders]
         self._l1 = [torch.tensor(float(objective.l1), device=t.W_enc.device) for t in self.transcoders]
+        self._steering: list[Steering] = []
         self._steps = 0
         groups = []
         for i, (transcoder, scale) in enumerate(zip(self.transcoders, scales, strict=True)):
@@ -110,18 +120,32 @@ class TranscoderTask:
             parameters = dict(transcoder.named_parameters())
             for name, parameter in parameters.items():
                 parameter.requires_grad_(trained is None or name in trained)
+            self._steering.append(self._choose_steering(transcoder))
             rates = rate_scales(transcoder, *scale)
             rates["W_dec"] = decoder_scale or rates["W_dec"]
             kept = {f"{i}.{name}": p for name, p in parameters.items() if p.requires_grad}
             groups.append(Group(kept, {name: rates[name.split(".", 1)[1]] for name in kept}))
         self.optimiser = Optimiser(groups, betas=betas, clip=clip)
 
-    def backward(self, batch: TokenBatch) -> dict[str, Tensor]:
+    def split(self, batch: TokenBatch, step: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """(x, y) of all layers for every update: the block's tokens, mixed if there are several parts."""
+        xs, ys = self._source.read(batch)
+        if len(xs[0]) < 2 * self.parts:
+            raise ValueError(
+                f"data: expected at least {2 * self.parts} usable tokens in a block, got {len(xs[0])}"
+            )
+        if self.parts == 1:
+            return [(xs, ys)]
+        order = torch.randperm(len(xs[0]), generator=torch.Generator().manual_seed(step))
+        pieces = order.tensor_split(self.parts)
+        return [([x[p.to(x.device)] for x in xs], [y[p.to(y.device)] for y in ys]) for p in pieces]
+
+    def backward(self, part: tuple[list[Tensor], list[Tensor]]) -> dict[str, Tensor]:
         if self._steps % REFRESH_DEAD == 0 and self._objective.aux:
             for counters in self._counters:
                 counters.refresh(self._objective.dead_after)
         rows: list[dict[str, Tensor]] = []
-        for i, (x, y) in enumerate(zip(*self._source.read(batch), strict=True)):
+        for i, (x, y) in enumerate(zip(*part, strict=True)):
             loss, metrics = self._layer_loss(i, x, y)
             loss.backward()
             rows.append(metrics)
@@ -137,9 +161,9 @@ class TranscoderTask:
         fvu = losses.normalised_mse(prediction, y, variance)
         l0 = acts.l0().mean()
         loss = fvu
-        if self._counts_l0(i):
+        if self._steering[i] == "l0":
             loss = loss + objective.l0 * losses.l0_distance(l0, self._target(i))
-        elif objective.l1 > 0:
+        elif self._steering[i] == "l1" or (objective.l1 > 0 and objective.target_l0 is None):
             scale = (variance / max(len(y), 1)).sqrt()
             loss = loss + self._l1[i] * losses.l1(acts, transcoder.W_dec, scale)
         counters = self._counters[i]
@@ -156,21 +180,29 @@ class TranscoderTask:
         target = self._objective.target_l0
         return target[i] if isinstance(target, tuple) else float(target or 0)
 
-    def _counts_l0(self, i: int) -> bool:
-        """Whether L0 itself is penalised: thresholds that learn have a gradient of it, all else needs L1."""
-        threshold = self.transcoders[i].threshold
-        return self._objective.target_l0 is not None and threshold is not None and threshold.requires_grad
+    def _choose_steering(self, transcoder: Transcoder) -> Steering:
+        """By what L0 is held: TopK by its k, JumpReLU by its thresholds or else its biases, ReLU by an L1 penalty."""
+        if self._objective.target_l0 is None or transcoder.activation in ("topk", "batchtopk"):
+            return None
+        if transcoder.threshold is not None and transcoder.threshold.requires_grad:
+            return "l0"
+        if not transcoder.b_enc.requires_grad:  # the encoder is frozen, and L0 with it
+            return None
+        return "bias" if transcoder.activation == "jumprelu" else "l1"
 
     @torch.no_grad()
-    def after_step(self, metrics: dict[str, Tensor]) -> None:
+    def after_update(self, metrics: dict[str, Tensor]) -> None:
         self._steps += 1
         for i, transcoder in enumerate(self.transcoders):
             if self._objective.unit_decoder:
                 transcoder.W_dec /= transcoder.W_dec.norm(dim=1, keepdim=True)
             if transcoder.activation == "jumprelu" and transcoder.threshold is not None:
                 transcoder.threshold.clamp_(min=0)
-            if self._objective.l1 > 0 and self._objective.target_l0 is not None and not self._counts_l0(i):
+            if self._steering[i] == "l1":
                 self._l1[i] = steer(self._l1[i], metrics["l0"][i], self._target(i))
+            elif self._steering[i] == "bias":
+                missing = (self._target(i) / metrics["l0"][i].to(transcoder.b_enc)).clamp(0.2, 5.0).log()
+                transcoder.b_enc += 0.1 * self.optimiser.scale(f"{i}.b_enc") * missing
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
@@ -191,7 +223,7 @@ class TranscoderTask:
             self._l1[i] = tensors[f"{i}.l1"].to(self._l1[i].device)
 
 
-def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.05) -> Tensor:
+def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.3) -> Tensor:
     """The penalty's next weight: multiplied by ``(l0 / target) ** gain``, so that it settles where L0 is the target."""
     factor = (l0.to(weight.device) / target).clamp(0.1, 10.0) ** gain
     return (weight * factor).clamp(1e-6, 1e3)

@@ -158,6 +158,9 @@ def test_batchtopk_in_evaluation_is_a_jumprelu_that_no_neighbour_changes():
     tc = make("batchtopk").train()
     x = draw("normal", 16, D, dtype=torch.float64, seed=1)
     tc.encode(x)
+    tc.threshold *= (
+        1 - 1e-9
+    )  # the first batch left it at one of its own values: off the tie that rounding decides
     before = tc.threshold.clone()
     tc.eval()
     together = tc.encode(x).to_dense()

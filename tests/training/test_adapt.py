@@ -27,8 +27,12 @@ def test_adaptation_closes_the_gap_at_the_same_l0(model, tuned, data, activation
     assert report.fvu < 0.8 * report.to_dict()["fvu_before"]
     for quality, old in zip(report.layers, report.before, strict=True):
         assert quality.fvu < old.fvu
-        tolerance = {"topk": 0.2, "batchtopk": 1.5}.get(activation, 0.12 * old.l0)
-        assert abs(quality.l0 - old.l0) <= tolerance
+        # BatchTopK keeps k in a training batch; alone, its threshold is a running mean that ten updates have moved
+        # by a tenth of the way. The others follow the base.
+        wanted = 8 if activation == "batchtopk" else old.l0
+        assert abs(quality.l0 - wanted) <= {"topk": 0.2, "batchtopk": 0.2 * wanted}.get(
+            activation, 0.12 * wanted
+        )
     if activation == "jumprelu":
         for state, tc in zip(before, adapted, strict=True):
             assert torch.equal(tc.threshold, state["threshold"])

@@ -150,9 +150,10 @@ def test_auxk_revives_dead_features(model, data, aux):
         stream = data.stream("train", 8)
         dead = []
         for _ in range(200):
-            metrics = task.backward(stream.next())
+            (part,) = task.split(stream.next(), 0)
+            metrics = task.backward(part)
             task.optimiser.step(1e-2)
-            task.after_step(metrics)
+            task.after_update(metrics)
             dead.append(float(metrics["dead"][0]))
     assert dead[0] == 0
     assert dead[20] == pytest.approx(0.5, abs=0.05)
