@@ -7,6 +7,7 @@ eai-sparsify takes part where it can be imported. Exits with 1 if ours is wrong 
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -51,7 +52,8 @@ def memory_elsewhere(name: str, problem: Problem, seed: int, threads: int) -> in
     module = f"{__package__}"
     command = [sys.executable, "-m", module, "cpu", "--memory-of", name, "--shape", str(problem)]
     command += ["--seed", str(seed), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(f"memory of {name}: not measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         return None

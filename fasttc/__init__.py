@@ -27,7 +27,7 @@ _SUBPACKAGES = (
     "training", "worlds",
 )  # fmt: skip
 
-__all__ = ["__version__", *_HOME, *_SUBPACKAGES]
+__all__ = ["__version__", *_HOME, *_SUBPACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from fasttc.attribution import attribute as attribute

@@ -118,14 +118,12 @@ def _quiet_transformers() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def parse_ids(text: str | None, option: str) -> list[int] | None:
+def parse_ids(text: str, option: str) -> list[int]:
     """``"2,17,9"`` as a list of token ids.
 
     Raises:
         ValueError: something else than integers ≥ 0 separated by commas.
     """
-    if text is None:
-        return None
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError as error:

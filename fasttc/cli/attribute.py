@@ -56,13 +56,15 @@ def command(
 
     if (prompt is None) == (prompt_ids is None):
         raise ValueError("expected exactly one of --prompt and --prompt-ids")
+    given = prompt if prompt_ids is None else parse_ids(prompt_ids, "--prompt-ids")
+    assert given is not None, "one of the two was given"
     language_model, tokenizer = load_model(run, model)
     if prompt is not None and tokenizer is None:
         raise ValueError("this model has no tokenizer: give the prompt as --prompt-ids 2,17,9")
     graph = attribute(
         language_model,
         load_transcoders(run, transcoders),
-        prompt if prompt is not None else parse_ids(prompt_ids, "--prompt-ids"),
+        given,
         tokenizer=tokenizer,
         targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
         max_logits=max_logits,

@@ -47,7 +47,7 @@ def command(
     if prompt is not None and prompt_ids is not None:
         raise ValueError("expected one of --prompt and --prompt-ids, got both")
     language_model, tokenizer = load_model(run, model)
-    start = parse_ids(prompt_ids, "--prompt-ids") or _start_ids(tokenizer, prompt)
+    start = _start_ids(tokenizer, prompt) if prompt_ids is None else parse_ids(prompt_ids, "--prompt-ids")
     ids = sample(
         language_model,
         start,

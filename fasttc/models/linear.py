@@ -141,7 +141,7 @@ def _matrix(projection: nn.Module, width: int) -> Tensor:
     parameter = next(projection.parameters())
     probes = torch.cat([torch.eye(width), torch.zeros(1, width)])
     answers = projection(
-        probes.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
+        probes.to(parameter.device, parameter.dtype if parameter.is_floating_point() else probes.dtype)
     )
     return (answers[:-1] - answers[-1]).T
 
@@ -190,8 +190,8 @@ def freeze(
         capture(model, sites) as seen,
     ):
         trunk = model.get_submodule(parts.trunk)
-        device = model.get_submodule(parts.embed).weight.device
-        trunk(input_ids=input_ids[None].to(device), use_cache=False)  # pyright: ignore[reportArgumentType]
+        embed: Any = model.get_submodule(parts.embed)
+        trunk(input_ids=input_ids[None].to(embed.weight.device), use_cache=False)  # pyright: ignore[reportArgumentType]
         layers = tuple(recorder.layer(layer, weights[layer]) for layer in range(parts.n_layers))
         return FrozenModel(
             layers=layers,

@@ -48,7 +48,7 @@ def load(
     except ValueError as error:
         raise ValueError(f"{ref}: {error}") from error
     with _plain_errors(ref), _quiet(Path(where).is_dir()):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             where,
             dtype="auto" if dtype is None else dtype,
             attn_implementation="eager",
@@ -56,6 +56,7 @@ def load(
             output_loading_info=True,
             **options,
         )
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
         raise ValueError(

@@ -100,10 +100,9 @@ def float64_exact(model: nn.Module) -> Iterator[None]:
         for module in _rotary_modules(root):
             stack.enter_context(_rotary_in_float64(module))
         embed = model.get_submodule(parts.embed)
-        if "embed_scale" in embed._buffers:
-            scale = torch.tensor(
-                parts.embed_scale, dtype=torch.float64, device=embed._buffers["embed_scale"].device
-            )
+        rounded = embed._buffers.get("embed_scale")
+        if rounded is not None:
+            scale = torch.tensor(parts.embed_scale, dtype=torch.float64, device=rounded.device)
             stack.enter_context(_buffers(embed, {"embed_scale": scale}))
         for module in root.modules():
             if getattr(module, "reorder_and_upcast_attn", False):

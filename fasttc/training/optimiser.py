@@ -1,7 +1,7 @@
 """Adam over float32 masters with a rate per tensor, clipping by group, and a state that is plain tensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -34,7 +34,7 @@ class Group:
             the scaled parameters, so that it does not depend on the units of the activations.
     """
 
-    parameters: dict[str, Tensor]
+    parameters: Mapping[str, Tensor]
     scales: dict[str, float] = field(default_factory=dict)
 
 

@@ -227,7 +227,7 @@ def _initial_transcoder(
     if config.activation == "jumprelu" and transcoder.threshold is not None:
         transcoder.threshold.fill_(max(floor, 0.0))
     elif config.activation == "relu":
-        transcoder.b_enc -= floor
+        transcoder.b_enc.sub_(floor)
     if config.unit_decoder:
         decoder = torch.randn(n, d_out, generator=generator).to(y)
         transcoder.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True))

@@ -202,7 +202,7 @@ class TranscoderTask:
                 self._l1[i] = steer(self._l1[i], metrics["l0"][i], self._target(i))
             elif self._steering[i] == "bias":
                 missing = (self._target(i) / metrics["l0"][i].to(transcoder.b_enc)).clamp(0.2, 5.0).log()
-                transcoder.b_enc += 0.1 * self.optimiser.scale(f"{i}.b_enc") * missing
+                transcoder.b_enc.add_(0.1 * self.optimiser.scale(f"{i}.b_enc") * missing)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
