@@ -1,4 +1,4 @@
-"""``fasttc finetune``: FTFA, fine-tuning with frozen attention."""
+"""``fasttc finetune``: FTFA, fine-tuning with frozen attention, and what it is compared with."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from fasttc.cli._training import costs, training_options
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the model."
 )
 @click.option(
-    "--parameters", type=click.Choice(["ffn", "all"]), default="ffn", show_default=True, help="What trains."
+    "--parameters",
+    type=click.Choice(["ffn", "all", "lora"]),
+    default="ffn",
+    show_default=True,
+    help="What trains: the feed-forward layers (FTFA), the whole model, or low-rank matrices beside every linear "
+    "layer, merged at the end (needs peft: pip install 'fasttc[finetune]').",
+)
+@click.option("--lora-rank", default=8, show_default=True, help="Rank of the matrices of lora.")
+@click.option(
+    "--lora-alpha", type=float, help="Lora adds alpha/rank times their product. Default: twice the rank."
 )
 @click.option("--weight-decay", default=0.0, show_default=True, help="Of AdamW.")
 @training_options

@@ -12,6 +12,7 @@ from fasttc.models.capture import capture as capture
 from fasttc.models.families import FAMILIES as FAMILIES
 from fasttc.models.freeze import ffn_parameters as ffn_parameters
 from fasttc.models.load import load as load
+from fasttc.models.lora import lora as lora
 from fasttc.models.norms import normalized as normalized
 from fasttc.models.precision import float64_exact as float64_exact
 from fasttc.models.replace import ablated as ablated
@@ -36,6 +37,7 @@ __all__ = [
     "ffn_parameters",
     "float64_exact",
     "load",
+    "lora",
     "normalized",
     "overridden",
     "replaced",

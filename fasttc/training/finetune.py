@@ -1,39 +1,55 @@
-"""FTFA: fine-tuning with frozen attention. Only the MLPs learn, and the report proves it."""
+"""FTFA: fine-tuning with frozen attention. Only the MLPs learn, and the report proves it.
+
+Beside it, with the same loop and data, what it is compared with: fine-tuning of the whole model, and LoRA.
+"""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from torch import nn
 
 from fasttc._files import atomic_folder
-from fasttc.models import ffn_parameters
+from fasttc.models import ffn_parameters, lora
 from fasttc.training.causal import CausalTask, cross_entropy, hash_tensors
 from fasttc.training.fit import run_loop, save_result
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
 from fasttc.training.report import Report, common
 
+Parameters = Literal["ffn", "all", "lora"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):
-    """Options of :func:`finetune_ffn`, with those of :class:`fasttc.training.options.TrainingOptions`.
+    """Options of :func:`finetune`, with those of :class:`fasttc.training.options.TrainingOptions`.
 
     Attributes:
-        parameters: "ffn": all parameters inside MLPs, nothing else; "all": the whole model, for comparison or to
-            train a small one.
+        parameters: "ffn" (FTFA): all parameters inside MLPs, nothing else; "all": the whole model; "lora": low-rank
+            matrices beside every linear layer, merged into the weights at the end (needs peft).
         weight_decay: of AdamW.
+        lora_rank: of the matrices of "lora".
+        lora_alpha: "lora" adds ``alpha / rank`` times their product; None: twice the rank.
     """
 
-    parameters: Literal["ffn", "all"] = "ffn"
+    parameters: Parameters = "ffn"
     weight_decay: float = 0.0
+    lora_rank: int = 8
+    lora_alpha: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.parameters not in ("ffn", "all"):
-            raise ValueError(f"parameters: expected 'ffn' or 'all', got {self.parameters!r}")
+        if self.parameters not in get_args(Parameters):
+            expected = ", ".join(get_args(Parameters))
+            raise ValueError(f"parameters: expected one of {expected}, got {self.parameters!r}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        self.positive_int("lora_rank")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ValueError(f"lora_alpha: expected a number > 0, got {self.lora_alpha!r}")
 
 
 @dataclass(frozen=True)
@@ -42,10 +58,11 @@ class FinetuneReport(Report):
 
     Attributes:
         ce_before, ce_after: next-token cross-entropy on validation documents, nats per token.
-        trained: names of the parameters that were trained; trained_parameters: how many numbers they hold.
+        trained: names of the parameters that were trained (of "lora": of the added matrices); trained_parameters:
+            how many numbers they hold.
         frozen: how many parameters and buffers were not to change.
         sha256_before, sha256_after: over names, shapes, dtypes and bytes of all those; equal, or the training
-            would have failed.
+            would have failed. (Of "lora" before the matrices are merged: the base's own weights.)
     """
 
     ce_before: float = float("nan")
@@ -96,10 +113,12 @@ def finetune(
         options: fields of :class:`FinetuneOptions`. The default of ``lr`` is 1e-4.
 
     Returns:
-        (fine-tuned model, report). Parameters require gradients as they did before.
+        (fine-tuned model, report). Parameters require gradients as they did before. With "lora" too it is a plain
+        model: the matrices are merged into its weights.
 
     Raises:
-        ValueError, TypeError: bad options or data; a checkpoint of another configuration; diverging loss.
+        ValueError, TypeError: bad options or data; data that changes nothing; "lora" without peft, or for a model with
+            adapters; a checkpoint of another configuration; diverging loss.
         Interrupted: Ctrl-C; the checkpoint resumes.
     """
     config = make_options(FinetuneOptions, "finetune", options)
@@ -107,49 +126,86 @@ def finetune(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "finetune")
     tokens = config.open(model, data, tokenizer)
     trained = model if inplace else copy.deepcopy(model)
-    names = (
-        ffn_parameters(trained) if config.parameters == "ffn" else [n for n, _ in trained.named_parameters()]
-    )
-    before = hash_tensors(trained, exclude=names)
-    requires_grad = {p: p.requires_grad for p in trained.parameters()}
-    training = {module: module.training for module in trained.modules()}
-    validation = lambda: tokens.batches(  # noqa: E731
-        "validation", config.batch_size, max_tokens=config.validation_tokens
-    )
-    trained.eval()
-    try:
-        ce_before = cross_entropy(trained, validation())
-        with seeded(config.seed):
+
+    def measure() -> float:
+        batches = tokens.batches("validation", config.batch_size, max_tokens=config.validation_tokens)
+        return cross_entropy(trained, batches)
+
+    with _put_back(trained):
+        trained.eval()
+        ce_before = measure()
+        with seeded(config.seed), _learner(trained, config) as (learner, names):
             task = CausalTask(
-                trained,
+                learner,
                 names,
                 betas=(0.9, config.beta2),
                 weight_decay=config.weight_decay,
                 clip=config.clip,
             )
+            before = _hashes(learner, names)
             outcome = run_loop(task, tokens, model, config, lr, run)
-        ce_after = cross_entropy(trained, validation())
+            after = _hashes(learner, names)
+            _check_moved(before, after, outcome.steps)
+            n_trained = sum(learner.get_parameter(name).numel() for name in names)
+        ce_after = measure()
+    report = FinetuneReport(
+        **common("finetune", outcome, tokens, config.seed, {**config.to_dict(), "lr": lr}),
+        ce_before=ce_before,
+        ce_after=ce_after,
+        trained=names,
+        trained_parameters=n_trained,
+        frozen=before["frozen"][0],
+        sha256_before=before["frozen"][1],
+        sha256_after=after["frozen"][1],
+    )
+    save_result(run, out, lambda path: _save(trained, tokenizer, path), report)
+    return trained, report
+
+
+@contextmanager
+def _learner(model: nn.Module, config: FinetuneOptions) -> Iterator[tuple[nn.Module, list[str]]]:
+    """What runs in training, and the names of its parameters that are trained."""
+    if config.parameters == "lora":
+        alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+        with lora(model, config.lora_rank, alpha) as wrapped:
+            yield wrapped
+    elif config.parameters == "ffn":
+        yield model, ffn_parameters(model)
+    else:
+        yield model, [name for name, _ in model.named_parameters()]
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Afterwards parameters require gradients and modules are in training mode as they were before."""
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
     finally:
         for parameter, flag in requires_grad.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
         for module, mode in training.items():
             module.training = mode
-    after = hash_tensors(trained, exclude=names)
-    if before != after:
-        raise RuntimeError(f"frozen tensors changed: sha256 {before[1]} before, {after[1]} after training")
-    report = FinetuneReport(
-        **common("finetune", outcome, tokens, config.seed, {**config.to_dict(), "lr": lr}),
-        ce_before=ce_before,
-        ce_after=ce_after,
-        trained=names,
-        trained_parameters=sum(p.numel() for n, p in trained.named_parameters() if n in set(names)),
-        frozen=before[0],
-        sha256_before=before[1],
-        sha256_after=after[1],
-    )
-    save_result(run, out, lambda path: _save(trained, tokenizer, path), report)
-    return trained, report
+
+
+def _hashes(model: nn.Module, trained: Sequence[str]) -> dict[str, tuple[int, str]]:
+    everything = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    frozen = set(everything) - set(trained)
+    return {"frozen": hash_tensors(model, exclude=trained), "trained": hash_tensors(model, exclude=frozen)}
+
+
+def _check_moved(before: dict[str, tuple[int, str]], after: dict[str, tuple[int, str]], steps: int) -> None:
+    """What was to stay has stayed, and what was to learn has moved."""
+    if before["frozen"] != after["frozen"]:
+        one, two = before["frozen"][1], after["frozen"][1]
+        raise RuntimeError(f"frozen tensors changed: sha256 {one} before, {two} after training")
+    if before["trained"] == after["trained"]:
+        raise ValueError(
+            f"data: expected text that changes the model, but {steps} steps left every trained parameter as it was "
+            "(nothing to predict in it, or a learning rate below the precision of the weights)"
+        )
 
 
 def _save(model: Any, tokenizer: Any, path: str | Path) -> None:

@@ -1,12 +1,13 @@
 """FTFA: the MLPs learn, nothing else moves by a bit, and the report proves it."""
 
 import hashlib
+import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fasttc.models import ffn_parameters, load
+from fasttc.models import anatomy, ffn_parameters, load
 from fasttc.training import TokenData, finetune, finetune_ffn
 from fasttc.training.causal import NextToken, cross_entropy, hash_tensors
 
@@ -82,7 +83,7 @@ def test_all_parameters_can_train(tiny_model, data):
     assert report.ce_after < report.ce_before - 0.5
     with pytest.raises(TypeError, match="trains the MLPs only"):
         finetune_ffn(model, data, parameters="all")
-    with pytest.raises(ValueError, match="parameters: expected 'ffn' or 'all', got 'attn'"):
+    with pytest.raises(ValueError, match="parameters: expected one of ffn, all, lora, got 'attn'"):
         finetune(model, data, parameters="attn")
 
 
@@ -100,6 +101,66 @@ def test_peft_models(tiny_model, data):
     _, report = finetune(model, data, **OPTIONS)
     assert any("lora_A" in name for name in report.trained)
     assert report.ce_after < report.ce_before
+
+
+def test_lora_trains_matrices_and_merges_them(tiny_model, family, data):
+    pytest.importorskip("peft")
+    model = tiny_model(family)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    tuned, report = finetune(model, data, parameters="lora", lora_rank=2, **OPTIONS)
+    assert type(tuned) is type(model)
+    assert tuned.state_dict().keys() == before.keys()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(".lora_" in name for name in report.trained)
+    assert report.frozen == len([*model.named_parameters(), *model.named_buffers()])
+    assert report.sha256_before == report.sha256_after
+    assert report.ce_after < report.ce_before
+    matrices = {n for layer in anatomy(model).layers for n, p in _matrices(model, layer.block)}
+    for name, tensor in tuned.named_parameters():
+        change = tensor - before[name]
+        assert (name in matrices) == bool(change.any()), name
+        if name in matrices:
+            assert int(torch.linalg.matrix_rank(change.double(), rtol=1e-5)) <= 2
+    tuned(torch.tensor([[5, 6]]))
+
+
+def _matrices(model, block):
+    return [(n, p) for n, p in model.named_parameters() if n.startswith(block + ".") and p.ndim == 2]
+
+
+def test_lora_in_place_leaves_no_trace_when_it_fails(tiny_model, data, interrupt):
+    peft = pytest.importorskip("peft")
+    model = tiny_model("llama")
+    before = hash_tensors(model)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, data, parameters="lora", inplace=True, callbacks=[interrupt(3)], **OPTIONS)
+    assert hash_tensors(model) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["up_proj"]))
+    with pytest.raises(ValueError, match="model: expected one without wrappers for 'lora'"):
+        finetune(wrapped, data, parameters="lora", **OPTIONS)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"lora_rank": 0}, "lora_rank: expected an int >= 1, got 0"),
+    ({"lora_alpha": -1.0}, "lora_alpha: expected a number > 0, got -1.0"),
+])  # fmt: skip
+def test_wrong_options_of_lora(tiny_model, data, options, words):
+    with pytest.raises(ValueError, match=words):
+        finetune(tiny_model("llama"), data, parameters="lora", **options)
+
+
+def test_lora_without_peft_says_what_to_install(tiny_model, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"needs peft: pip install 'fasttc\[finetune\]'"):
+        finetune(tiny_model("llama"), data, parameters="lora", **OPTIONS)
+
+
+def test_training_that_changes_nothing_is_an_error(tiny_model, data):
+    with pytest.raises(
+        ValueError, match="data: expected text that changes the model, but 10 steps left every"
+    ):
+        finetune(tiny_model("llama", dtype=torch.bfloat16), data, **(OPTIONS | {"lr": 1e-9}))
 
 
 @pytest.mark.parametrize("pieces", [2**26, 61 * 7])

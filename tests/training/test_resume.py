@@ -30,8 +30,10 @@ class Runner:
 
     def __call__(self, out=None, **options):
         options = OPTIONS | {"out": out} | options
-        if self.kind == "finetune":
-            return dict(finetune(self.model, self.data, **options)[0].named_parameters())
+        if self.kind.startswith("finetune"):
+            parameters = self.kind.removeprefix("finetune").removeprefix("-") or "ffn"
+            tuned = finetune(self.model, self.data, parameters=parameters, **options)[0]
+            return dict(tuned.named_parameters())
         if self.kind.startswith("adapt"):
             tcs = adapt(self.tuned, self.base, self.data, train_threshold="jump" in self.kind, **options)[0]
         else:
@@ -39,7 +41,17 @@ class Runner:
         return {f"{i}.{name}": t for i, tc in enumerate(tcs) for name, t in tc.state_dict().items()}
 
 
-KINDS = ["topk", "batchtopk", "jumprelu", "relu", "finetune", "adapt-topk", "adapt-jumprelu", "adapt-relu"]
+KINDS = [
+    "topk",
+    "batchtopk",
+    "jumprelu",
+    "relu",
+    "finetune",
+    "finetune-lora",
+    "adapt-topk",
+    "adapt-jumprelu",
+    "adapt-relu",
+]
 
 
 @pytest.fixture
