@@ -7,6 +7,7 @@ from fasttc.graph.export import graph_json, node_ids, write_graph_json
 from fasttc.graph.graph import ERROR, FEATURE, KINDS, LOGIT, TOKEN, Graph, load_graph
 from fasttc.graph.influence import ScoreBounds, Scores
 from fasttc.graph.pruned import PrunedGraph
+from fasttc.graph.supernodes import Supernodes
 
 __all__ = [
     "ERROR",
@@ -18,6 +19,7 @@ __all__ = [
     "PrunedGraph",
     "ScoreBounds",
     "Scores",
+    "Supernodes",
     "graph_json",
     "load_graph",
     "node_ids",
