@@ -90,7 +90,7 @@ class Supernodes:
         for group in _entry(content, "groups", list):
             if not isinstance(group, dict) or not isinstance(group.get("members"), list):
                 raise ValueError(f'groups: expected {{"name": ..., "members": [...]}}, got {group!r}')
-            name = group.get("name")
+            name: Any = group.get("name")
             if name in groups:
                 raise ValueError(f"groups: expected every name once, got {name!r} twice")
             groups[name] = tuple(group["members"])
