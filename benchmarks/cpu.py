@@ -111,6 +111,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=record.ROOT / "results/cpu/step.json")
     parser.add_argument("--memory-of", choices=STEP_MAKERS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("expected TRITON_INTERPRET unset, got 1: it would time the interpreter")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     warnings.filterwarnings("ignore", category=UserWarning)

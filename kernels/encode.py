@@ -187,7 +187,7 @@ def matrix_operands(x: Tensor, W_enc: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _aligned(matrix: Tensor) -> bool:
+def rows_aligned(matrix: Tensor) -> bool:
     """Whether rows start at 16 bytes: what a tensor descriptor, and a 128-bit load, need."""
     return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
 
@@ -195,7 +195,7 @@ def _aligned(matrix: Tensor) -> bool:
 def _table(x: Tensor, W_enc: Tensor) -> ConfigTable:
     if x.dtype == torch.float32:
         return _SINGLE
-    return _HALF if _aligned(x) and _aligned(W_enc) else _HALF_ANY
+    return _HALF if rows_aligned(x) and rows_aligned(W_enc) else _HALF_ANY
 
 
 def launch_pre_activations(
