@@ -57,6 +57,12 @@ def node_ids(graph: Graph, node_mask: Tensor | None = None) -> list[str]:
     return ids
 
 
+def feature_number(layer: int, index: int) -> int:
+    """A feature's number in graph files and the name of its feature file: Cantor's pairing of layer and index."""
+    pair = layer + index
+    return pair * (pair + 1) // 2 + index
+
+
 def _numbers(tensor: Tensor) -> list[float]:
     """Python floats; float32 ones with the fewest digits that give the same float32 back."""
     if tensor.dtype == torch.float64:
@@ -92,8 +98,7 @@ def _nodes(pruned: PrunedGraph, ids: list[str], labels: FeatureLabels) -> list[d
         if node < graph.error_slice.start:
             layer, _, index = graph.features[node].tolist()
             entry = _node(node_id, str(layer), position, "cross layer transcoder", f"{layer}_{index}-0")
-            pair = layer + index
-            entry["feature"] = pair * (pair + 1) // 2 + index  # Cantor's pairing of layer and index
+            entry["feature"] = feature_number(layer, index)
             entry["clerp"] = labels.get((layer, index), "")
             entry["activation"] = activations[node]
         elif node < graph.token_slice.start:

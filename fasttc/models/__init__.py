@@ -22,6 +22,8 @@ from fasttc.models.sample import sample as sample
 from fasttc.models.sites import bind_sites as bind_sites
 from fasttc.models.sites import check_match as check_match
 from fasttc.models.sites import default_sites as default_sites
+from fasttc.models.vocabulary import embedding_inputs as embedding_inputs
+from fasttc.models.vocabulary import logit_directions as logit_directions
 
 __all__ = [
     "FAMILIES",
@@ -34,9 +36,11 @@ __all__ = [
     "capture",
     "check_match",
     "default_sites",
+    "embedding_inputs",
     "ffn_parameters",
     "float64_exact",
     "load",
+    "logit_directions",
     "lora",
     "normalized",
     "overridden",

@@ -121,12 +121,12 @@ def _weights_of(model: nn.Module, parts: Anatomy, layer: LayerAnatomy, dtype: to
         value = value[-kv_heads * size :]
     elif parts.qkv_layout == "per_head_interleaved":
         value = value.view(heads, 3, size, parts.d_model)[:, 2]
-    value = value.reshape(kv_heads, size, parts.d_model) * _gain(model, layer.attn_norm, parts)
+    value = value.reshape(kv_heads, size, parts.d_model) * norm_gain(model, layer.attn_norm, parts)
     if parts.norm == "layer":
         value = value - value.mean(-1, keepdim=True)
     output = _wide(_matrix(model.get_submodule(layer.attn_output), heads * size))
     if layer.attn_post_norm is not None:
-        output = output * _gain(model, layer.attn_post_norm, parts)[:, None]
+        output = output * norm_gain(model, layer.attn_post_norm, parts)[:, None]
     output = output.reshape(parts.d_model, heads, size).transpose(0, 1)
     return LayerWeights(value.to(dtype).contiguous(), output.to(dtype).contiguous())
 
@@ -150,7 +150,8 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _gain(model: nn.Module, path: str, parts: Anatomy) -> Tensor:
+def norm_gain(model: nn.Module, path: str, parts: Anatomy) -> Tensor:
+    """Gain ``[D]`` of a norm, at least float32, whatever the family stores."""
     weight: Any = model.get_submodule(path).weight
     return _wide(weight) + parts.gain_offset
 
@@ -278,7 +279,7 @@ class _Recorder:
         self.final = output[0]
 
     def norm(self, path: str) -> FrozenNorm:
-        gain = _gain(self.model, path, self.parts).to(self.dtype)
+        gain = norm_gain(self.model, path, self.parts).to(self.dtype)
         return FrozenNorm(self.scales[path], gain, self.parts.norm == "layer")
 
     def layer(self, number: int, weights: LayerWeights) -> FrozenLayer:

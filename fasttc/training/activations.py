@@ -27,6 +27,11 @@ class ActivationSource:
     def sites(self) -> list[Site]:
         return self._record.sites
 
+    def places(self, batch: TokenBatch) -> Tensor:
+        """Where the tokens that :meth:`read` gives stand in the flattened block, ``[N]`` int64, ascending."""
+        skipped = max(site.zero_positions for site in self.sites)
+        return (batch.mask & (batch.position_ids >= skipped)).flatten().nonzero()[:, 0]
+
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
         """Lists of x [N, D] and y [N, D_out], float32 (float64 in a float64 model), one per site.
@@ -34,9 +39,7 @@ class ActivationSource:
         The N tokens are those of ``batch.mask`` (neither padding nor first of their document), in order. Positions
         the sites zero beyond the first are left out too.
         """
-        skipped = max(site.zero_positions for site in self.sites)
-        mask = batch.mask & (batch.position_ids >= skipped)
-        kept = mask.flatten().nonzero()[:, 0]
+        kept = self.places(batch)
         self._trunk(**batch.to(self._device).model_inputs)
         xs, ys = ([_rows(t, kept) for t in part] for part in (self._record.x, self._record.y))
         self._record.clear()

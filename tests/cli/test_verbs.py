@@ -139,6 +139,21 @@ def test_attribute_by_ids_equals_text(fasttc, home: Path, tmp_path: Path) -> Non
     assert Graph.load(file).n_edges == graph.n_edges
 
 
+def test_features_of_a_graph_and_by_name(fasttc, home: Path, tmp_path: Path) -> None:
+    text = ("--data", home / "text.jsonl", "--context", 32, "--tokens", 500)
+    common = ("features", home / "model", "--transcoders", home / "tcs", *text, "--json")
+    code, out, err = fasttc(*common, "--graph", home / "g.graph", "--out", tmp_path / "plain")
+    assert code == 0, err
+    rows = json.loads(out)["features"]
+    assert len(list((tmp_path / "plain" / "features").iterdir())) == len(rows) > 0
+    code, out, err = fasttc(
+        *common, "--features", "0:3,2:5", "--format", "packed", "--out", tmp_path / "packed"
+    )
+    assert code == 0, err
+    assert [(row["layer"], row["feature"]) for row in json.loads(out)["features"]] == [(0, 3), (2, 5)]
+    assert (tmp_path / "packed" / "index.json.gz").is_file()
+
+
 @pytest.mark.parametrize("kind", ["graph", "tcs", "model"])
 def test_inspect_says_what_it_is(fasttc, home: Path, kind: str) -> None:
     path = {"graph": home / "g.graph", "tcs": home / "tcs", "model": home / "model"}[kind]
@@ -235,6 +250,26 @@ BAD = {
     "threshold": (
         ("graph", "prune", "{home}/g.graph", "--out", "{tmp}/p", "--node-threshold", "2"),
         "node_threshold",
+    ),
+    "which features": (
+        (
+            "features",
+            "{home}/model",
+            "--transcoders",
+            "{home}/tcs",
+            "--data",
+            "{home}/text.jsonl",
+            "--out",
+            "{tmp}/f",
+        ),
+        "exactly one of --features, --graph and --all",
+    ),
+    "bad feature": (
+        (
+            *("features", "{home}/model", "--transcoders", "{home}/tcs", "--data", "{home}/text.jsonl"),
+            *("--features", "1-2", "--out", "{tmp}/f"),
+        ),
+        "LAYER:INDEX pairs",
     ),
     "device": (("inspect", "{home}/tcs", "--device", "abacus"), "--device: expected cpu, cuda"),
     "resume nothing": (

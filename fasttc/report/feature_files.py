@@ -1,0 +1,98 @@
+"""Feature files: the evidence for features as the JSON that circuit-tracer's and Neuronpedia's viewers read.
+
+*Plain*: one file ``<scan>/<id>.json`` per feature, where the id is Cantor's pairing of layer and index, as in graph
+files. *Packed*: ``index.json.gz``, a list with ``{"filename", "offsets"}`` per layer, and ``layer_<i>.bin``. The
+record of feature ``f`` lies at ``offsets[f]`` to ``offsets[f + 1]``: four bytes little-endian length, then
+zlib-compressed JSON; that of a feature without evidence is empty. Viewers fetch records by byte range.
+"""
+
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fasttc._files import atomic_file, atomic_folder
+from fasttc.analysis import Example, FeatureEvidence
+from fasttc.graph.export import feature_number
+
+BINS = 40
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+def feature_json(evidence: FeatureEvidence, names: Sequence[str], scan: str = "") -> dict[str, Any]:
+    """One feature as JSON. ``names`` gives the text of every token id."""
+    sample = np.array(evidence.sample) if evidence.sample else np.zeros(1)
+    counts, _ = np.histogram(sample, bins=BINS, range=(0.0, max(evidence.maximum, 1e-12)))
+    quantiles = [{"quantile_name": "Top", "examples": [_example(e, names) for e in evidence.top]}]
+    quantiles += [
+        {"quantile_name": f"Subsample interval {i}", "examples": [_example(e, names) for e in part]}
+        for i, part in enumerate(evidence.intervals)
+    ]
+    return {
+        "transcoder_id": f"{scan}-{evidence.layer}" if scan else str(evidence.layer),
+        "index": evidence.index,
+        "layer": evidence.layer,
+        "examples_quantiles": quantiles,
+        "top_logits": [names[token] for token, _ in evidence.promoted],
+        "bottom_logits": [names[token] for token, _ in evidence.suppressed],
+        "top_embeddings": [names[token] for token, _ in evidence.embeddings],
+        "act_min": 0.0,
+        "act_max": evidence.maximum,
+        "quantile_values": np.quantile(sample, QUANTILES).tolist(),
+        "histogram": counts.tolist(),
+        "activation_frequency": evidence.rate,
+    }
+
+
+def _example(example: Example, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "tokens": [names[token] for token in example.tokens],
+        "tokens_acts_list": [round(value, 4) for value in example.activations],
+        "train_token_ind": example.peak,
+        "is_repeated_datapoint": False,
+    }
+
+
+def write_plain(
+    folder: str | Path, scan: str, found: Iterable[FeatureEvidence], names: Sequence[str]
+) -> Path:
+    """Writes ``<folder>/<scan>/<id>.json`` for every feature, each whole or absent; returns the folder of the files."""
+    where = Path(folder) / scan
+    for evidence in found:
+        path = where / f"{feature_number(evidence.layer, evidence.index)}.json"
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(_encoded(evidence, names, scan))
+    return where
+
+
+def write_packed(
+    folder: str | Path, scan: str, found: Sequence[FeatureEvidence], names: Sequence[str], n_features: int
+) -> Path:
+    """Writes the packed files of all layers as one folder that takes the place of ``folder``; returns it."""
+    by_layer: dict[int, dict[int, FeatureEvidence]] = {}
+    for evidence in found:
+        by_layer.setdefault(evidence.layer, {})[evidence.index] = evidence
+    with atomic_folder(folder) as temporary:
+        index: list[dict[str, Any]] = []
+        for layer in range(max(by_layer) + 1):
+            name, offsets = f"layer_{layer}.bin", [0]
+            with open(temporary / name, "wb") as file:
+                for feature in range(n_features):
+                    evidence = by_layer.get(layer, {}).get(feature)
+                    size = 0
+                    if evidence is not None:
+                        record = zlib.compress(_encoded(evidence, names, scan))
+                        size = file.write(struct.pack("<I", len(record))) + file.write(record)
+                    offsets.append(offsets[-1] + size)
+            index.append({"filename": name, "offsets": offsets})
+        (temporary / "index.json.gz").write_bytes(gzip.compress(json.dumps(index).encode(), mtime=0))
+    return Path(folder)
+
+
+def _encoded(evidence: FeatureEvidence, names: Sequence[str], scan: str) -> bytes:
+    return json.dumps(feature_json(evidence, names, scan)).encode()
