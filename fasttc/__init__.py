@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _HOME = {  # public name -> module that defines it
     "Transcoder": "fasttc.nn",
     "TranscoderSet": "fasttc.formats",  # the module that also knows every foreign checkpoint format
+    "TranscoderAdapter": "fasttc.nn",
+    "AdapterSet": "fasttc.formats",
     "SparseActs": "fasttc.ops",
     "Site": "fasttc.nn",
     "Graph": "fasttc.graph",
@@ -20,6 +22,7 @@ _HOME = {  # public name -> module that defines it
     "adapt": "fasttc.training",
     "evaluate": "fasttc.evaluation",
     "replaced": "fasttc.models",
+    "hybrid": "fasttc.models",
     "capture": "fasttc.models",
 }
 _SUBPACKAGES = (
@@ -32,12 +35,15 @@ __all__ = ["__version__", *_HOME, *_SUBPACKAGES]  # pyright: ignore[reportUnsupp
 if TYPE_CHECKING:
     from fasttc.attribution import attribute as attribute
     from fasttc.evaluation import evaluate as evaluate
+    from fasttc.formats import AdapterSet as AdapterSet
     from fasttc.formats import TranscoderSet as TranscoderSet
     from fasttc.graph import Graph as Graph
     from fasttc.models import capture as capture
+    from fasttc.models import hybrid as hybrid
     from fasttc.models import replaced as replaced
     from fasttc.nn import Site as Site
     from fasttc.nn import Transcoder as Transcoder
+    from fasttc.nn import TranscoderAdapter as TranscoderAdapter
     from fasttc.ops import SparseActs as SparseActs
     from fasttc.training import adapt as adapt
     from fasttc.training import finetune_ffn as finetune_ffn

@@ -12,7 +12,7 @@ from fasttc.cli._common import Run, table, verb
 @click.argument("path", type=click.Path(path_type=Path))
 @verb
 def command(run: Run, path: Path) -> None:
-    """Say what PATH holds: a transcoder set, an attribution graph, or a model."""
+    """Say what PATH holds: a set of transcoders or adapters, an attribution graph, or a model."""
     if not path.exists():
         raise ValueError(f"expected a file or folder, {path} does not exist")
     result, text = _describe(path)
@@ -63,9 +63,11 @@ def _describe_graph(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _describe_transcoders(path: Path, kind: str) -> tuple[dict[str, Any], str]:
-    from fasttc.formats import TranscoderSet
+    from fasttc.formats import AdapterSet, TranscoderSet
+    from fasttc.nn import io
 
-    tcs = TranscoderSet.from_pretrained(path)
+    held = io.kind_of(path)
+    tcs = (AdapterSet if held == "adapters" else TranscoderSet).from_pretrained(path)
     rows = []
     for site, transcoder in zip(tcs.sites, tcs, strict=True):
         cfg = transcoder.config
@@ -80,10 +82,10 @@ def _describe_transcoders(path: Path, kind: str) -> tuple[dict[str, Any], str]:
             {**row, "skip": str(cfg.skip), "x": site.x, "y": site.y, "dtype": str(transcoder.W_enc.dtype)}
         )
     parameters = sum(p.numel() for transcoder in tcs for p in transcoder.parameters())
-    result = {"kind": "transcoders", "format": kind, "layers": rows, "parameters": parameters}
+    result = {"kind": held, "format": kind, "layers": rows, "parameters": parameters}
     return (
         {**result, "metadata": tcs.metadata},
-        f"transcoder set, format {kind}, {len(tcs)} layers, {parameters:,} parameters\n{table(rows)}",
+        f"{held.removesuffix('s')} set, format {kind}, {len(tcs)} layers, {parameters:,} parameters\n{table(rows)}",
     )
 
 

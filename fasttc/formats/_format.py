@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fasttc.nn.io import ReadSet
+from fasttc.nn.io import Kind, ReadSet
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Format:
         recognises: whether a folder is in this format, from file names and small files alone.
         read: the folder as lazy layers, sites and metadata. Everything that the headers can prove wrong is refused
             here, the rest when a layer's weights are read.
+        kind: what a folder in this format holds.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     read: ReadSet
+    kind: Kind = "transcoders"
 
 
 def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:

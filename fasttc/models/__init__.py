@@ -11,6 +11,11 @@ from fasttc.models.capture import Capture as Capture
 from fasttc.models.capture import capture as capture
 from fasttc.models.families import FAMILIES as FAMILIES
 from fasttc.models.freeze import ffn_parameters as ffn_parameters
+from fasttc.models.hybrid import adapter_sites as adapter_sites
+from fasttc.models.hybrid import check_pair as check_pair
+from fasttc.models.hybrid import check_same_tokenizer as check_same_tokenizer
+from fasttc.models.hybrid import hybrid as hybrid
+from fasttc.models.hybrid import steered as steered
 from fasttc.models.load import load as load
 from fasttc.models.lora import lora as lora
 from fasttc.models.norms import normalized as normalized
@@ -31,14 +36,18 @@ __all__ = [
     "Capture",
     "LayerAnatomy",
     "ablated",
+    "adapter_sites",
     "anatomy",
     "bind_sites",
     "capture",
     "check_match",
+    "check_pair",
+    "check_same_tokenizer",
     "default_sites",
     "embedding_inputs",
     "ffn_parameters",
     "float64_exact",
+    "hybrid",
     "load",
     "logit_directions",
     "lora",
@@ -46,5 +55,6 @@ __all__ = [
     "overridden",
     "replaced",
     "sample",
+    "steered",
     "unwrap",
 ]

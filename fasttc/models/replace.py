@@ -12,7 +12,7 @@ from fasttc.models._patch import patched_forward
 from fasttc.models.anatomy import Anatomy, anatomy
 from fasttc.models.precision import ordinary_precision
 from fasttc.models.sites import bind, check_match, chosen_layers, first_tensor, on_input
-from fasttc.nn import Site, Transcoder, TranscoderSet
+from fasttc.nn import AdapterSet, Site, Transcoder, TranscoderSet
 
 Override = Callable[[Tensor, Tensor | None], Tensor]
 _OVERRIDDEN: WeakSet[nn.Module] = WeakSet()
@@ -106,7 +106,10 @@ def replaced(
 
     Raises:
         ValueError: the set does not fit the model (both sides are named), or a layer is overridden already.
+        TypeError: a set of adapters, which belong beside MLPs: see :func:`fasttc.models.hybrid`.
     """
+    if isinstance(tcs, AdapterSet):
+        raise TypeError("transcoders: expected a TranscoderSet, got an AdapterSet; see fasttc.models.hybrid")
     check_match(model, tcs, layers)
     positions = chosen_layers(anatomy(model), tcs, layers)
     sites = [tcs.sites[position] for position in positions]

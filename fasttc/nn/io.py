@@ -1,8 +1,11 @@
-"""Transcoder sets on disk: a folder with ``fasttc.json`` and a safetensors file per layer, whole or absent."""
+"""Transcoder sets on disk: a folder with ``fasttc.json`` and a safetensors file per layer, whole or absent.
 
-from collections.abc import Callable
+There are two kinds of set, which never pass for one another: "transcoders" stand in for MLPs, "adapters" beside them.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,12 +25,15 @@ Loader = Callable[[], Transcoder]
 ReadSet = Callable[[Path], tuple[list[Loader], list[Site], dict[str, Any]]]
 """Reads a folder as layer loaders (each taking no argument and returning CPU weights), sites and metadata."""
 
-_readers: dict[str, tuple[Callable[[Path], bool], ReadSet]] = {}
+Kind = Literal["transcoders", "adapters"]
+_readers: dict[str, tuple[Callable[[Path], bool], ReadSet, Kind]] = {}
 
 
-def register_reader(name: str, recognises: Callable[[Path], bool], read: ReadSet) -> None:
+def register_reader(
+    name: str, recognises: Callable[[Path], bool], read: ReadSet, kind: Kind = "transcoders"
+) -> None:
     """Adds a foreign checkpoint format. ``fasttc.formats`` registers every format it knows when imported."""
-    _readers[name] = (recognises, read)
+    _readers[name] = (recognises, read, kind)
 
 
 def known_formats() -> list[str]:
@@ -44,10 +50,20 @@ def format_of(path: Path) -> str:
         raise ValueError(f"transcoders: expected a folder, {path} does not exist or is a file")
     if (path / CONFIG_NAME).is_file():
         return "fasttc"
-    name = next((name for name, (recognises, _) in _readers.items() if recognises(path)), None)
+    name = next((name for name, (recognises, *_) in _readers.items() if recognises(path)), None)
     if name is None:
         raise ValueError(f"transcoders: {path} is in no known format; known: {', '.join(known_formats())}")
     return name
+
+
+def kind_of(path: Path) -> str:
+    """ "transcoders" or "adapters": what the folder ``path`` holds, or whatever else its header says.
+
+    Raises:
+        ValueError: as :func:`format_of`.
+    """
+    name = format_of(path)
+    return _header(path)["format"].removeprefix("fasttc-") if name == "fasttc" else _readers[name][2]
 
 
 def layer_file(layer: int) -> str:
@@ -55,7 +71,11 @@ def layer_file(layer: int) -> str:
 
 
 def write_set(
-    path: str | Path, transcoders: list[Transcoder], sites: list[Site], metadata: dict[str, Any]
+    path: str | Path,
+    transcoders: Sequence[Transcoder],
+    sites: list[Site],
+    metadata: dict[str, Any],
+    kind: Kind = "transcoders",
 ) -> None:
     """Writes the native format. An existing folder is replaced only once the new one is complete."""
     with atomic_folder(path) as folder:
@@ -70,7 +90,7 @@ def write_set(
         write_json(
             folder / CONFIG_NAME,
             {
-                "format": "fasttc-transcoders",
+                "format": f"fasttc-{kind}",
                 "schema_version": SCHEMA_VERSION,
                 "metadata": metadata,
                 "layers": layers,
@@ -78,16 +98,23 @@ def write_set(
         )
 
 
-def read_native(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
-    """Reads the header of a native folder; weights are read by the returned loaders."""
+def _header(path: Path) -> dict[str, Any]:
     content = read_json(path / CONFIG_NAME)
-    if not isinstance(content, dict) or content.get("format") != "fasttc-transcoders":
+    if not isinstance(content, dict) or not str(content.get("format")).startswith("fasttc-"):
         raise ValueError(f"expected a fasttc transcoder set, {path / CONFIG_NAME} describes something else")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{path}: expected schema version {SCHEMA_VERSION}, got {version!r}; update fasttc to read it"
         )
+    return content
+
+
+def read_native(
+    path: Path, member: type[Transcoder] = Transcoder
+) -> tuple[list[Loader], list[Site], dict[str, Any]]:
+    """Reads the header of a native folder; weights are read by the returned loaders, as objects of ``member``."""
+    content = _header(path)
     loaders, sites = [], []
     for number, entry in enumerate(content.get("layers", [])):
         if not isinstance(entry, dict) or not entry.keys() >= {"file", "site", "config"}:
@@ -95,19 +122,23 @@ def read_native(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
                 f"{path / CONFIG_NAME}: layer {number}: expected file, site and config, got {entry}"
             )
         config, file = TranscoderConfig.from_dict(entry["config"]), path / entry["file"]
-        loaders.append(lambda config=config, file=file: read_layer(file, config))
+        loaders.append(lambda config=config, file=file: read_layer(file, config, member))
         sites.append(Site.from_dict(entry["site"]))
     return loaders, sites, content.get("metadata", {})
 
 
-def read_set(path: Path) -> tuple[list[Loader], list[Site], dict[str, Any]]:
+def read_set(
+    path: Path, kind: Kind = "transcoders", member: type[Transcoder] = Transcoder
+) -> tuple[list[Loader], list[Site], dict[str, Any]]:
     """Reads a folder in any known format.
 
     Raises:
-        ValueError: not a folder, or a folder of no known format.
+        ValueError: not a folder, a folder of no known format, or a set of another kind.
     """
-    name = format_of(path)
-    return read_native(path) if name == "fasttc" else _readers[name][1](path)
+    name, found = format_of(path), kind_of(path)
+    if found != kind:
+        raise ValueError(f"expected a set of {kind}, {path} holds {found}")
+    return read_native(path, member) if name == "fasttc" else _readers[name][1](path)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -119,12 +150,20 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"expected a safetensors file, cannot read {file}: {error}") from error
 
 
-def read_layer(file: Path, config: TranscoderConfig) -> Transcoder:
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file whose header has been read."""
+    with safe_open(file, framework="pt") as source:
+        return source.get_tensor(name)
+
+
+def read_layer(file: Path, config: TranscoderConfig, member: type[Transcoder] = Transcoder) -> Transcoder:
     """One transcoder of a native folder, in the dtype it was saved in."""
-    return build(config, read_tensors(file), str(file))
+    return build(config, read_tensors(file), str(file), member)
 
 
-def build(config: TranscoderConfig, tensors: dict[str, Tensor], source: str) -> Transcoder:
+def build(
+    config: TranscoderConfig, tensors: dict[str, Tensor], source: str, member: type[Transcoder] = Transcoder
+) -> Transcoder:
     """A transcoder from canonical tensors, each checked: none missing, none extra, shapes right, no NaN.
 
     Raises:
@@ -136,7 +175,7 @@ def build(config: TranscoderConfig, tensors: dict[str, Tensor], source: str) -> 
             raise ValueError(f"{source}: {name} expected a float tensor, got {tensor.dtype}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{source}: {name} expected finite numbers, it holds NaN or infinity")
-    transcoder = _skeleton(config, tensors["W_enc"].dtype)
+    transcoder = _skeleton(config, tensors["W_enc"].dtype, member)
     # Memory of its own: aligned as PyTorch aligns it, since products may round differently where it is not, and
     # independent of the file.
     transcoder.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
@@ -154,7 +193,9 @@ def check_shapes(config: TranscoderConfig, shapes: dict[str, tuple[int, ...]], s
             raise ValueError(f"{source}: {name} expected shape {list(expected[name])}, got {list(shape)}")
 
 
-def _skeleton(config: TranscoderConfig, dtype: torch.dtype | None = None) -> Transcoder:
+def _skeleton(
+    config: TranscoderConfig, dtype: torch.dtype | None = None, member: type[Transcoder] = Transcoder
+) -> Transcoder:
     """A transcoder without storage."""
     with torch.device("meta"):
-        return Transcoder(**config.to_dict(), dtype=dtype)
+        return member.from_config(config, dtype=dtype)

@@ -135,6 +135,11 @@ class Transcoder(nn.Module):
             self.threshold = None
         self.reset_parameters()
 
+    @classmethod
+    def from_config(cls, config: TranscoderConfig, *, dtype: torch.dtype | None = None) -> "Transcoder":
+        """A new one of this configuration."""
+        return cls(**config.to_dict(), dtype=dtype)
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws new random weights from the global generator; biases zero."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -22,6 +22,9 @@ class TranscoderSet:
 
     ``len(tcs)``, iteration and ``tcs[i]`` go by position in the set; ``tcs.sites[i].layer`` is the model's layer.
     """
+
+    kind: ClassVar[io.Kind] = "transcoders"
+    member: ClassVar[type[Transcoder]] = Transcoder
 
     def __init__(
         self, transcoders: Sequence[Transcoder], sites: Sequence[Site], metadata: dict[str, Any] | None = None
@@ -50,7 +53,7 @@ class TranscoderSet:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         lazy: bool = True,
-    ) -> "TranscoderSet":
+    ) -> Self:
         """Reads a set from a folder, or from the hub as ``user/repo[/subfolder][@revision]``.
 
         Args:
@@ -59,10 +62,10 @@ class TranscoderSet:
             lazy: reads each layer's weights on first use; False reads all now.
 
         Raises:
-            ValueError: no such folder, unknown format, or (when a layer is read) tensors that are missing,
-                unexpected, of the wrong shape or not finite.
+            ValueError: no such folder, unknown format, a set of another kind, or (when a layer is read) tensors that
+                are missing, unexpected, of the wrong shape or not finite.
         """
-        loaders, sites, metadata = io.read_set(resolve(path))
+        loaders, sites, metadata = io.read_set(resolve(path), cls.kind, cls.member)
         tcs = cls.__new__(cls)
         tcs._loaders = list(loaders)
         tcs._loaded = [None] * len(loaders)
@@ -74,7 +77,7 @@ class TranscoderSet:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes the set in the native format. Atomic: an interrupted save leaves the old folder as it was."""
-        io.write_set(path, list(self), self.sites, self.metadata)
+        io.write_set(path, list(self), self.sites, self.metadata, self.kind)
 
     @property
     def layers(self) -> list[int]:
@@ -95,9 +98,7 @@ class TranscoderSet:
     def __iter__(self) -> Iterator[Transcoder]:
         return (self[index] for index in range(len(self)))
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "TranscoderSet":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the loaded layers in place and every later one as it is read; returns the set itself."""
         change = {"device": device, "dtype": dtype}
         self._placement.update({key: value for key, value in change.items() if value is not None})
@@ -108,4 +109,6 @@ class TranscoderSet:
 
     def __repr__(self) -> str:
         first, last = self.sites[0], self.sites[-1]
-        return f"TranscoderSet({len(self)} layers {first.layer}..{last.layer}, {first.x} -> {first.y})"
+        return (
+            f"{type(self).__name__}({len(self)} layers {first.layer}..{last.layer}, {first.x} -> {first.y})"
+        )
