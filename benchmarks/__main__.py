@@ -6,6 +6,7 @@ from importlib import import_module
 
 SUITES = {  # name -> what it does
     "ops": "ops against their competitors on this machine; --base REV: against another commit",
+    "attribution": "graphs against circuit-tracer's algorithm, and how they scale",
     "cpu": "a whole training step on a CPU: time and memory, side by side",
     "gpu": "everything worth knowing on a new GPU, in under 8 minutes",
     "aot": "compile every kernel for every architecture; needs no GPU",
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="\n".join(f"{name:8s} {text}" for name, text in SUITES.items()),
+        epilog="\n".join(f"{name:12s} {text}" for name, text in SUITES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", choices=SUITES)

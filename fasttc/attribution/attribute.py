@@ -1,5 +1,6 @@
 """``attribute``: the attribution graph of a prompt."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from fasttc.attribution.collect import collect_rows
 from fasttc.attribution.linearize import linearize
 from fasttc.attribution.plan import make_budget
 from fasttc.attribution.prompt import Prompt, token_ids, token_names
-from fasttc.attribution.rows import EdgeWriter, Kept
+from fasttc.attribution.rows import Kept, Rows, merge_rows
 from fasttc.attribution.sources import Sources, find_sources
 from fasttc.attribution.targets import Resolver, Root, Target
+from fasttc.attribution.team import Team, the_team
 from fasttc.attribution.trace import Progress, Sweep
 from fasttc.graph import Graph
 from fasttc.models import check_match
-from fasttc.models.linear import freeze, layer_weights, unembedding
+from fasttc.models.linear import LayerWeights, Unembedding, freeze, layer_weights, unembedding
 from fasttc.nn import TranscoderSet
 
 
@@ -95,14 +97,19 @@ def attribute(
         refresh: features added between two rankings, where not all are taken.
         edge_share: each row stores the fewest edges that reach this share of its absolute sum, and the sum of the
             others as its remainder; 1 stores all non-zero edges.
-        memory_budget: bytes of the sweep's working set (beyond model, frozen patterns and graph). None: 1 GiB, or a
-            quarter of a GPU's free memory.
+        memory_budget: bytes of the sweep's working set (beyond model, frozen patterns and graph), and as much again
+            for rows that wait while features are ranked; rows beyond that go to the host's memory (from a GPU) or to
+            a temporary file (from the CPU). None: 1 GiB and any number of rows, or a quarter each of a GPU's free
+            memory.
         dtype: of the arithmetic and of the edges: float32 or float64; by default float64 for a float64 model, else
             float32.
         weight_dtype: of the attention weights in the sweep, by default ``dtype``. ``torch.bfloat16`` uses tensor
             cores on a GPU, with float32 sums.
         progress: shows a progress bar.
         prepend_bos: puts a beginning-of-sequence token in front of text that has no special token there.
+
+    Inside an initialised ``torch.distributed`` group (any back end), all processes call this with the same arguments;
+    they share the targets, and each gets the whole graph, the same as that of a single process.
 
     Returns:
         Graph on the CPU: the features from which a path of edges can lead to a target, all errors and tokens.
@@ -113,6 +120,7 @@ def attribute(
         ValueError: transcoders that do not fit the model, a prompt that is empty, too long or not understood, a
             target that does not exist, NaN activations, a memory budget that does not hold one target.
         TypeError: arguments of a wrong type.
+        ConnectionError: another process failed, ended or did not answer for 45 s.
     """
     options = _Options(
         tokenizer=tokenizer,
@@ -128,7 +136,8 @@ def attribute(
         progress=progress,
         prepend_bos=prepend_bos,
     )
-    return next(_graphs(model, tcs, [prompt], options))
+    (graph,) = _graphs(model, tcs, [prompt], options)
+    return graph
 
 
 def attribute_many(
@@ -160,25 +169,58 @@ def _graphs(
     assert options.dtype is not None and options.weight_dtype is not None, "both were just set"  # noqa: PT018
     weights = layer_weights(model, dtype=options.weight_dtype)
     last = unembedding(model)
-    for prompt in prompts:
-        ids = token_ids(prompt, options.tokenizer, prepend_bos=options.prepend_bos)
-        frozen = freeze(model, ids, tcs.sites, dtype=options.dtype, weights=weights)
-        sources, linear = find_sources(frozen, tcs), linearize(frozen, tcs)
-        resolver = Resolver(linear, sources, frozen.final, last, options.tokenizer)
-        roots = resolver.roots(options.targets, options.max_logits, options.logit_prob)
-        budget = make_budget(options.memory_budget, frozen.embedding.device)
-        with _bar(options.progress) as progress:
-            kept, writer = collect_rows(
-                Sweep(linear, sources, budget),
-                roots,
-                share=options.edge_share,
-                limit=options.max_feature_nodes,
-                refresh=options.refresh,
-                progress=progress,
-            )
-        yield _graph(
-            prompt, ids, sources, roots, kept, writer, options, _metadata(model, tcs, sources, roots, options)
+    with the_team() as team:
+        for prompt in prompts:
+            yield _one_graph(model, tcs, prompt, options, weights, last, team)
+
+
+def _one_graph(
+    model: nn.Module,
+    tcs: TranscoderSet,
+    prompt: Prompt,
+    options: _Options,
+    weights: tuple[LayerWeights, ...],
+    last: Unembedding,
+    team: Team,
+) -> Graph:
+    assert options.dtype is not None, "set by the caller"
+    ids = token_ids(prompt, options.tokenizer, prepend_bos=options.prepend_bos)
+    frozen = freeze(model, ids, tcs.sites, dtype=options.dtype, weights=weights)
+    sources, linear = find_sources(frozen, tcs), linearize(frozen, tcs)
+    resolver = Resolver(linear, sources, frozen.final, last, options.tokenizer)
+    roots = resolver.roots(options.targets, options.max_logits, options.logit_prob)
+    budget = make_budget(options.memory_budget, frozen.embedding.device)
+    budget = replace(budget, limit=team.smallest(budget.limit))
+    team.check_same(
+        prompt=zlib.crc32(bytes(str(ids.tolist()), "ascii")),
+        targets=[(root.id, root.position, root.weight) for root in roots],
+        features=sources.feature_ptr,
+        options=[options.max_feature_nodes, options.refresh, options.edge_share],
+    )
+    with _bar(options.progress) as progress:
+        kept, writer = collect_rows(
+            Sweep(linear, sources, budget, team),
+            roots,
+            share=options.edge_share,
+            limit=options.max_feature_nodes,
+            refresh=options.refresh,
+            progress=progress,
         )
+    rows = merge_rows(team, writer.finish(_row_numbers(kept, len(roots))), kept.count + len(roots))
+    metadata = _metadata(model, tcs, sources, roots, options)
+    return _graph(prompt, ids, sources, roots, kept, rows, options, metadata)
+
+
+def _row_numbers(kept: Kept, n_roots: int) -> Tensor:
+    """The graph's number of each row of the sweep: kept features, then targets; -1 for other features."""
+    numbers = torch.full((kept.total + n_roots,), -1)
+    numbers[: kept.total][_chosen(kept)] = torch.arange(kept.count)
+    numbers[kept.total :] = kept.count + torch.arange(n_roots)
+    return numbers
+
+
+def _chosen(kept: Kept) -> Tensor | slice:
+    return slice(None) if kept.nodes is None else torch.tensor(kept.nodes, dtype=torch.int64)
 
 
 @contextmanager
@@ -199,18 +241,14 @@ def _graph(
     sources: Sources,
     roots: list[Root],
     kept: Kept,
-    writer: EdgeWriter,
+    rows: Rows,
     options: _Options,
     metadata: dict[str, Any],
 ) -> Graph:
-    nodes = slice(None) if kept.nodes is None else torch.tensor(kept.nodes, dtype=torch.int64)
-    numbers = torch.full((sources.n_features + len(roots),), -1)
-    numbers[: sources.n_features][nodes] = torch.arange(kept.count)
-    numbers[sources.n_features :] = kept.count + torch.arange(len(roots))
-    counts, columns, values, remainder = writer.finish(numbers)
+    nodes = _chosen(kept)
     unreached = sources.n_layers * sources.n_tokens + sources.n_tokens  # errors and tokens have no inputs
     empty = torch.zeros(unreached, dtype=torch.int64)
-    lengths = torch.cat([counts[: kept.count], empty, counts[kept.count :]])
+    lengths = torch.cat([rows.counts[: kept.count], empty, rows.counts[kept.count :]])
     names = token_names(ids, options.tokenizer)
     return Graph(
         n_layers=sources.n_layers,
@@ -220,9 +258,9 @@ def _graph(
         logit_ids=torch.tensor([root.id for root in roots]),
         logit_probs=torch.tensor([root.weight for root in roots], dtype=torch.float64),
         row_ptr=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        columns=columns,
-        values=values,
-        remainder=torch.cat([remainder[: kept.count], empty.double(), remainder[kept.count :]]),
+        columns=rows.columns,
+        values=rows.values,
+        remainder=torch.cat([rows.remainder[: kept.count], empty.double(), rows.remainder[kept.count :]]),
         tokens=names,
         logit_labels=[root.label for root in roots],
         prompt=prompt if isinstance(prompt, str) else "" if options.tokenizer is None else "".join(names),

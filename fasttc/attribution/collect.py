@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fasttc.attribution.rank import Ranking
 from fasttc.attribution.rows import EdgeWriter, Kept
+from fasttc.attribution.shelf import Shelf
 from fasttc.attribution.sources import Sources
 from fasttc.attribution.targets import Root, root_targets
 from fasttc.attribution.trace import Progress, Sweep, feature_targets
@@ -24,7 +26,7 @@ def collect_rows(
     refresh: int,
     progress: Progress | None = None,
 ) -> tuple[Kept, EdgeWriter]:
-    """Edges into the roots and into the features that become nodes.
+    """Edges into the roots and into the features that become nodes: those rows that this process traced.
 
     Args:
         sweep: of the prompt.
@@ -60,9 +62,9 @@ def _all(
     kept = Kept(None if nodes is None else nodes.tolist(), sources.n_features)
     groups = [*feature_targets(sweep.model, sources, nodes), *root_targets(roots, sources.n_features)]
     room = sum(
-        count * sources.width(group.point.depth, position + 1)
-        for group in groups
-        for position, count in Counter(group.positions).items()
+        count * sources.width(groups[cohort.group].point.depth, position + 1)
+        for cohort in sweep.cohorts(groups)
+        for position, count in Counter(groups[cohort.group].positions[cohort.start : cohort.stop]).items()
     )
     writer = EdgeWriter(sources, kept, share, room if share == 1 else int(room * _FIRST_GUESS))
     for block in sweep.blocks(groups, progress):
@@ -80,10 +82,33 @@ def _most_influential(
     progress: Progress | None,
 ) -> tuple[Kept, EdgeWriter]:
     """A few features at a time, ranked again in between by the rows known so far. Blocks are kept until the end."""
-    sources = sweep.sources
-    weights = torch.tensor([root.weight for root in roots]).to(sources.embedding)
-    ranking = Ranking(sources, weights)
-    for block in sweep.blocks(root_targets(roots, sources.n_features)):
+    with Shelf(sweep.budget.rows) as shelf:
+        ranking = Ranking(
+            sweep.sources,
+            torch.tensor([root.weight for root in roots]).to(sweep.sources.embedding),
+            shelf,
+            sweep.team,
+        )
+        open_ = _rank_and_trace(sweep, roots, ranking, reachable, limit, refresh, progress)
+        kept = Kept((reachable & ~open_).nonzero()[:, 0].tolist(), sweep.sources.n_features)
+        room = sum(block.values.numel() for block in ranking.blocks) * limit // sweep.sources.n_features
+        writer = EdgeWriter(sweep.sources, kept, share, room)
+        for block in ranking.blocks:
+            writer.write(replace(block, values=block.values.to(reachable.device)))
+    return kept, writer
+
+
+def _rank_and_trace(
+    sweep: Sweep,
+    roots: Sequence[Root],
+    ranking: Ranking,
+    reachable: Tensor,
+    limit: int,
+    refresh: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Fills the ranking with rows of targets and chosen features; ``[n_features]`` bool: features not chosen."""
+    for block in sweep.blocks(root_targets(roots, sweep.sources.n_features)):
         ranking.add(block)
     open_, done = reachable.clone(), 0
     while done < limit:
@@ -92,11 +117,6 @@ def _most_influential(
         done += len(nodes)
         part = len(nodes) / limit
         scaled = None if progress is None else lambda work, part=part: progress(work * part)
-        for block in sweep.blocks(feature_targets(sweep.model, sources, nodes), scaled):
+        for block in sweep.blocks(feature_targets(sweep.model, sweep.sources, nodes), scaled):
             ranking.add(block)
-    kept = Kept((reachable & ~open_).nonzero()[:, 0].tolist(), sources.n_features)
-    room = sum(block.values.numel() for block in ranking.blocks) * limit // sources.n_features
-    writer = EdgeWriter(sources, kept, share, room)
-    for block in ranking.blocks:
-        writer.write(block)
-    return kept, writer
+    return open_

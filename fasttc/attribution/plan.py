@@ -30,24 +30,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory of the working set of one cohort.
+    """Memory of the sweep.
 
     Attributes:
-        limit: bytes it may take at most.
+        limit: bytes that the working set of one cohort may take at most.
         preferred: bytes of gradient at which larger cohorts stop being faster.
+        rows: bytes of rows that wait beside it while features are ranked; None for any number.
     """
 
     limit: int
     preferred: int
+    rows: int | None = None
 
 
 def make_budget(limit: int | None, device: torch.device) -> Budget:
-    """The budget for a limit in bytes; without one, a quarter of a GPU's free memory, or 1 GiB on the CPU."""
+    """The budget for a limit in bytes; without one, a quarter of a GPU's free memory, or 1 GiB on the CPU.
+
+    Rows that wait may take as much again, and as much as they need on the CPU without a limit.
+    """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"memory_budget: expected a positive number of bytes or None, got {limit!r}")
-    if limit is None:
-        limit = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 30
-    return Budget(limit, _PREFERRED_BYTES.get(device.type, _PREFERRED_BYTES["cpu"]))
+    rows = limit
+    if limit is None and device.type == "cuda":
+        limit = rows = torch.cuda.mem_get_info(device)[0] // 4
+    return Budget(limit or 1 << 30, _PREFERRED_BYTES.get(device.type, _PREFERRED_BYTES["cpu"]), rows)
 
 
 def check_budget(budget: Budget, model: LinearModel, sources: Sources) -> None:

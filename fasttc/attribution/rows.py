@@ -10,6 +10,7 @@ from torch import Tensor
 from fasttc.attribution.plan import Point
 from fasttc.attribution.positions import Positions
 from fasttc.attribution.sources import Sources
+from fasttc.attribution.team import Team
 
 _CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 26  # edges looked at together when zeros are removed
 
@@ -104,6 +105,53 @@ class Kept:
         if segment.kind == "feature":
             return bisect_left(self.nodes, first), bisect_left(self.nodes, last)
         return first - self.total + self.count, last - self.total + self.count
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Compressed rows, on the CPU.
+
+    Attributes:
+        numbers: ``[n]`` int64, ascending.
+        counts: ``[n]`` int64: edges of each row.
+        columns, values: ``[edges]``, row after row.
+        remainder: ``[n]`` float64: absolute sum of what is not stored.
+    """
+
+    numbers: Tensor
+    counts: Tensor
+    columns: Tensor
+    values: Tensor
+    remainder: Tensor
+
+
+def merge_rows(team: Team, own: Rows, total: int) -> Rows:
+    """Rows 0 to ``total`` - 1 from those of all processes; every process gets all of them."""
+    if team.size == 1:
+        return own
+    numbers, counts, remainders = (team.gather(part) for part in (own.numbers, own.counts, own.remainder))
+    lengths, remainder = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.float64)
+    for rows, count, left in zip(numbers, counts, remainders, strict=True):
+        lengths[rows], remainder[rows] = count, left
+    starts = (lengths.cumsum(0) - lengths).tolist()
+    n_edges = int(lengths.sum())
+    columns, values = own.columns.new_empty(n_edges), own.values.new_empty(n_edges)
+    for whole, part in ((columns, own.columns), (values, own.values)):
+        for rows, count, edges in zip(numbers, counts, team.gather(part), strict=True):
+            _place(whole, starts, rows, count, edges)
+    return Rows(torch.arange(total), lengths, columns, values, remainder)
+
+
+def _place(whole: Tensor, starts: list[int], rows: Tensor, counts: Tensor, edges: Tensor) -> None:
+    """Copies rows to where they start; those that follow each other are copied together."""
+    breaks = (rows.diff() != 1).nonzero()[:, 0] + 1
+    used = 0
+    for run in rows.tensor_split(breaks) if len(rows) else ():
+        length = int(counts[: len(run)].sum())
+        counts = counts[len(run) :]
+        place = starts[int(run[0])]
+        whole[place : place + length] = edges[used : used + length]
+        used += length
 
 
 class EdgeWriter:
@@ -202,23 +250,25 @@ class EdgeWriter:
         self._used = place.stop
         return place
 
-    def finish(self, row_numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row lengths, columns, values and remainders on the CPU, in row order, without edges that are zero.
+    def finish(self, row_numbers: Tensor) -> Rows:
+        """The rows on the CPU, in row order, without edges that are zero.
 
         Args:
             row_numbers: maps the blocks' row numbers to 0, 1, ... in the order wanted; CPU.
         """
-        rows = row_numbers[torch.cat(self._rows).cpu()]
-        counts = torch.cat(self._counts)
+        none = torch.zeros(0, dtype=torch.int64)
+        rows = row_numbers[torch.cat([none, *(rows.cpu() for rows in self._rows)])]
+        counts = torch.cat([none, *self._counts])
         remainder = torch.zeros(len(rows), dtype=torch.float64)
         if self._remainders:
-            remainder[rows] = torch.cat(self._remainders).cpu()
+            remainder = torch.cat(self._remainders).cpu()
         columns, values = self._columns[: self._used], self._values[: self._used]
         counts, columns, values = _drop_zeros(counts, columns, values)
         if bool((rows.diff() < 0).any()):
             order = rows.argsort()
             counts, columns, values = _reorder(order, counts, columns, values)
-        return counts, columns.cpu(), values.cpu(), remainder
+            rows, remainder = rows[order], remainder[order]
+        return Rows(rows, counts, columns.cpu(), values.cpu(), remainder)
 
 
 def _drop_zeros(counts: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

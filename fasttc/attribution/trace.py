@@ -19,6 +19,7 @@ from fasttc.attribution.positions import Positions
 from fasttc.attribution.pullback import Pullback
 from fasttc.attribution.rows import RowBlock, segments
 from fasttc.attribution.sources import Sources
+from fasttc.attribution.team import ALONE, Team
 from fasttc.attribution.tokens import token_edges
 
 Progress = Callable[[float], Any]
@@ -47,6 +48,16 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Targets that go down together: ``start`` to ``stop`` of a group, and the operations they take, up to a factor."""
+
+    group: int
+    start: int
+    stop: int
+    work: float
 
 
 def feature_targets(model: LinearModel, sources: Sources, chosen: Tensor | None = None) -> list[Targets]:
@@ -92,14 +103,15 @@ class Sweep:
         model: linear maps of the prompt.
         sources: where edges come from.
         budget: memory of one cohort.
+        team: processes that share the cohorts.
 
     Raises:
         ValueError: the budget does not hold a single target.
     """
 
-    def __init__(self, model: LinearModel, sources: Sources, budget: Budget) -> None:
+    def __init__(self, model: LinearModel, sources: Sources, budget: Budget, team: Team = ALONE) -> None:
         check_budget(budget, model, sources)
-        self.model, self.sources, self.budget = model, sources, budget
+        self.model, self.sources, self.budget, self.team = model, sources, budget, team
         bytes_of_rows = sources.n_features * sources.embedding[0].nbytes
         copy = bytes_of_rows <= budget.limit // _COPY_SHARE
         by_op = sources.embedding.is_cuda
@@ -107,20 +119,33 @@ class Sweep:
 
     @torch.no_grad()
     def blocks(self, targets: Sequence[Targets], progress: Progress | None = None) -> Iterator[RowBlock]:
-        """Rows of all targets: groups in the order given, rows in the order of their group.
+        """Rows of this process's targets: groups in the order given, rows in the order of their group.
+
+        Returns when all processes have traced their part.
 
         Args:
-            targets: groups of targets.
+            targets: groups of targets, of all processes together.
             progress: called after each cohort with the share of the work it was, by count of operations.
         """
-        plans = [list(self._plan(group)) for group in targets]
-        work = sum(_work(group, *part) for group, plan in zip(targets, plans, strict=True) for part in plan)
+        cohorts = self.cohorts(targets)
+        work = sum(cohort.work for cohort in cohorts)
         tokens = self._token_edges(targets)
-        for group, plan, edges in zip(targets, plans, tokens, strict=True):
-            for start, stop in plan:
-                yield self._trace(group, start, stop, edges)
-                if progress is not None:
-                    progress(_work(group, start, stop) / work)
+        for cohort in cohorts:
+            yield self._trace(targets[cohort.group], cohort.start, cohort.stop, tokens[cohort.group])
+            self.team.working()
+            if progress is not None:
+                progress(cohort.work / work)
+        self.team.finished()
+
+    def cohorts(self, targets: Sequence[Targets]) -> list[Cohort]:
+        """This process's part of the targets. The split into cohorts is the same for any number of processes."""
+        every = [
+            Cohort(number, start, stop, _work(group, start, stop))
+            for number, group in enumerate(targets)
+            for start, stop in self._plan(group)
+        ]
+        owners = self.team.owners([cohort.work for cohort in every])
+        return [cohort for cohort, owner in zip(every, owners, strict=True) if owner == self.team.rank]
 
     def _plan(self, group: Targets) -> Iterator[tuple[int, int]]:
         embedding = self.sources.embedding

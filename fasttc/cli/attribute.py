@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fasttc.cli._common import Run, load_model, load_transcoders, parse_ids, table, verb
+from fasttc.cli._distributed import is_first, processes
 
 
 @click.command("attribute")
@@ -51,6 +52,8 @@ def command(
 
     Edges are direct effects with attention patterns and norm scales frozen; what the transcoders miss is an error
     node. Next: `fasttc graph prune`, `fasttc graph export`.
+
+    Several processes share the work: `torchrun --nproc-per-node 4 -m fasttc attribute ...`.
     """
     from fasttc.attribution import attribute
 
@@ -58,22 +61,25 @@ def command(
         raise ValueError("expected exactly one of --prompt and --prompt-ids")
     given = prompt if prompt_ids is None else parse_ids(prompt_ids, "--prompt-ids")
     assert given is not None, "one of the two was given"
-    language_model, tokenizer = load_model(run, model)
-    if prompt is not None and tokenizer is None:
-        raise ValueError("this model has no tokenizer: give the prompt as --prompt-ids 2,17,9")
-    graph = attribute(
-        language_model,
-        load_transcoders(run, transcoders),
-        given,
-        tokenizer=tokenizer,
-        targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
-        max_logits=max_logits,
-        logit_prob=logit_prob,
-        max_feature_nodes=max_feature_nodes,
-        edge_share=edge_share,
-        memory_budget=None if memory_gib is None else int(memory_gib * 2**30),
-        progress=True,
-    )
+    with processes(run):
+        language_model, tokenizer = load_model(run, model)
+        if prompt is not None and tokenizer is None:
+            raise ValueError("this model has no tokenizer: give the prompt as --prompt-ids 2,17,9")
+        graph = attribute(
+            language_model,
+            load_transcoders(run, transcoders),
+            given,
+            tokenizer=tokenizer,
+            targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
+            max_logits=max_logits,
+            logit_prob=logit_prob,
+            max_feature_nodes=max_feature_nodes,
+            edge_share=edge_share,
+            memory_budget=None if memory_gib is None else int(memory_gib * 2**30),
+            progress=is_first(),
+        )
+    if not is_first():
+        return
     graph.save(out)
     scores = graph.scores()._asdict()
     rows = [

@@ -7,6 +7,7 @@ import torch
 
 import fasttc
 from fasttc.attribution.attribute import _Options, attribute, attribute_many
+from fasttc.attribution.collect import collect_rows
 from fasttc.attribution.contract import Contraction
 from fasttc.attribution.linearize import linearize
 from fasttc.attribution.plan import Budget, Point, cohorts, make_budget
@@ -14,10 +15,11 @@ from fasttc.attribution.positions import Positions
 from fasttc.attribution.pullback import Pullback
 from fasttc.attribution.rows import EdgeWriter, Kept, RowBlock, segments
 from fasttc.attribution.sources import find_sources
+from fasttc.attribution.targets import Resolver
 from fasttc.attribution.tokens import token_edges
 from fasttc.attribution.trace import Sweep, feature_targets
 from fasttc.models import float64_exact
-from fasttc.models.linear import freeze
+from fasttc.models.linear import Unembedding, freeze
 
 
 @pytest.fixture
@@ -142,7 +144,12 @@ def test_top_mass_rows(tiny_model, random_set, prompt_ids):
     assert bool((stored[rows] >= 0.8 * mass[rows] * (1 - 1e-6)).all())
     assert bool((stored[rows] - smallest[rows] <= 0.8 * mass[rows] * (1 + 1e-6)).all())  # no edge too many
     lower, upper = part.score_bounds()
-    assert lower.replacement <= whole.scores().replacement <= upper.replacement
+    for low, true, high in zip(lower, whole.scores(), upper, strict=True):
+        assert low <= true <= high
+    missing = whole.influence() - part.influence()
+    assert bool((missing >= -1e-6).all())
+    assert bool((missing <= part.influence_bound() + 1e-6).all())
+    assert float(missing.max()) > 1e-3  # what is not stored matters here
 
 
 def test_adaptive_choice_is_by_influence(tiny_model, random_set, prompt_ids):
@@ -167,6 +174,25 @@ def test_adaptive_choice_is_by_influence(tiny_model, random_set, prompt_ids):
         arrived[chosen] = -1
         chosen.append(int(arrived[: whole.n_features].argmax()))
     assert torch.equal(greedy.features, whole.features[sorted(chosen)])
+
+
+@pytest.mark.parametrize("options", [{}, {"max_feature_nodes": 30, "refresh": 8}], ids=["all", "ranked"])
+def test_progress_adds_up(parts, options):
+    linear, sources, frozen = parts
+    rows, mean = torch.randn(61, 32, dtype=torch.float64), torch.zeros(32, dtype=torch.float64)
+    roots = Resolver(linear, sources, frozen.final, Unembedding(rows, None, None, mean), None)
+    shares: list[float] = []
+    collect_rows(
+        Sweep(linear, sources, make_budget(60_000, torch.device("cpu"))),
+        roots.roots([3, 4], 10, 0.95),
+        share=1.0,
+        limit=options.get("max_feature_nodes"),
+        refresh=options.get("refresh", 2048),
+        progress=shares.append,
+    )
+    assert len(shares) > 3
+    assert min(shares) > 0
+    assert sum(shares) == pytest.approx(1.0)
 
 
 def test_all_features_when_the_cap_is_higher(tiny_model, random_set, prompt_ids):
@@ -201,7 +227,9 @@ def test_writer_orders_rows_and_drops_zeros(parts):
     writer.write(block)
     numbers = torch.full((8,), -1)
     numbers[[4, 7]] = torch.tensor([0, 1])
-    counts, columns, stored, remainder = writer.finish(numbers)
+    rows = writer.finish(numbers)
+    counts, columns, stored, remainder = rows.counts, rows.columns, rows.values, rows.remainder
+    assert rows.numbers.tolist() == [0, 1]
     assert counts[0] == width
     assert torch.equal(stored[:width], values[1])
     assert counts[1] < width - 1  # ends at its own position, and one edge is zero

@@ -1,0 +1,29 @@
+"""Verbs under ``torchrun``: the processes find each other, and one of them does the talking."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fasttc.cli._common import Run
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def processes(run: Run) -> Iterator[None]:
+    """Joins the processes that torchrun started; each takes a GPU of its own where the device is ``cuda``."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    from torch import distributed
+
+    if run.device == "cuda":
+        run.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
