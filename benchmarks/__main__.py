@@ -10,6 +10,7 @@ SUITES = {  # name -> what it does
     "cpu": "a whole training step on a CPU: time and memory, side by side",
     "gpu": "everything worth knowing on a new GPU, in under 8 minutes",
     "aot": "compile every kernel for every architecture; needs no GPU",
+    "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
     "report": "write the README's tables from the committed results",
 }

@@ -32,6 +32,23 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that only trainings of transcoders have; the function gets them as keyword arguments."""
+
+    @click.option(
+        "--refit",
+        type=click.Choice(["first", "last", "both", "only", "none"]),
+        help="Closed-form decoders before training, after it, both, or instead of it. Default: the method's.",
+    )
+    @click.option("--update-tokens", type=int, help="Tokens in one update. Default: a whole block of rows.")
+    @functools.wraps(function)
+    def call(*args: Any, refit: str | None, update_tokens: int | None, **options: Any) -> None:
+        chosen = {} if refit is None else {"refit": None if refit == "none" else refit}
+        function(*args, closed={**chosen, "update_tokens": update_tokens}, **options)
+
+    return call
+
+
 def layer_table(report: Any) -> str:
     """Quality on validation documents, per layer, as a table."""
     from fasttc.cli._common import table

@@ -7,7 +7,7 @@ import click
 
 from fasttc.cli._common import Run, load_model, load_transcoders, verb
 from fasttc.cli._data import data_options
-from fasttc.cli._training import costs, layer_table, training_options
+from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
 
@@ -22,6 +22,7 @@ PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
 @click.option("--train", multiple=True, type=click.Choice(PARAMETERS), help="Train only this (repeatable).")
 @click.option("--train-threshold", is_flag=True, help="JumpReLU thresholds train too.")
 @click.option("--target-l0", type=float, help="Of JumpReLU and ReLU. Default: the base's on the same text.")
+@transcoder_options
 @training_options
 @verb
 def command(
@@ -32,6 +33,7 @@ def command(
     out: Path,
     train: tuple[str, ...],
     training: dict[str, Any],
+    closed: dict[str, Any],
     **options: Any,
 ) -> None:
     """Adapt the transcoders of a base model to MODEL, its fine-tuned descendant.
@@ -51,6 +53,7 @@ def command(
         seed=run.seed,
         **options,
         **training,
+        **closed,
     )
     result = {"out": str(out), **report.to_dict()}
     run.finish(result, f"{layer_table(report)}\n\n{costs(report)}\nwrote {tcs!r}: {out}")

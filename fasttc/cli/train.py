@@ -7,7 +7,7 @@ import click
 
 from fasttc.cli._common import Run, load_model, verb
 from fasttc.cli._data import data_options
-from fasttc.cli._training import costs, layer_table, training_options
+from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
 
 
 @click.command("train")
@@ -33,6 +33,7 @@ from fasttc.cli._training import costs, layer_table, training_options
 @click.option(
     "--layer", "layers", multiple=True, type=int, help="Only this layer (repeatable). Default: all."
 )
+@transcoder_options
 @training_options
 @verb
 def command(
@@ -42,6 +43,7 @@ def command(
     out: Path,
     layers: tuple[int, ...],
     training: dict[str, Any],
+    closed: dict[str, Any],
     **options: Any,
 ) -> None:
     """Train transcoders for the MLPs of MODEL on its own activations over a text.
@@ -53,7 +55,15 @@ def command(
 
     language_model, tokenizer = load_model(run, model)
     tcs, report = train(
-        language_model, data, tokenizer, out=out, layers=layers or None, seed=run.seed, **options, **training
+        language_model,
+        data,
+        tokenizer,
+        out=out,
+        layers=layers or None,
+        seed=run.seed,
+        **options,
+        **training,
+        **closed,
     )
     result = {"out": str(out), **report.to_dict()}
     run.finish(result, f"{layer_table(report)}\n\n{costs(report)}\nwrote {tcs!r}: {out}")

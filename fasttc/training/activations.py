@@ -1,7 +1,10 @@
 """What transcoders see: inputs and outputs of every MLP for a block of tokens, straight from the running model."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,17 @@ from fasttc.models.anatomy import anatomy
 from fasttc.models.capture import capture
 from fasttc.nn import Site
 from fasttc.training.packing import TokenBatch
+
+
+class Source(Protocol):
+    """Gives x and y of a block at every site."""
+
+    @property
+    def sites(self) -> list[Site]: ...
+
+    def places(self, batch: TokenBatch) -> Tensor: ...
+
+    def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
 class ActivationSource:
@@ -46,9 +60,85 @@ class ActivationSource:
         return xs, ys
 
 
+class RememberedSource:
+    """A source that runs the model once for every piece of text and then answers from memory.
+
+    For many trainings on one model and one text: the activations of a token depend on its document alone, however
+    rows are packed, but for rounding. Needs ``8 * D`` bytes (float32) for every token and layer.
+
+    Args:
+        source: of the model; open for as long as this one is used.
+
+    Attributes:
+        model_source: that source.
+        seconds: CPU time of this process that the model took.
+        nbytes: of the activations in memory.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.model_source = source
+        self.seconds = 0.0
+        self.nbytes = 0
+        self._kept: dict[bytes, tuple[list[Tensor], list[Tensor]]] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        return self.model_source.sites
+
+    def places(self, batch: TokenBatch) -> Tensor:
+        """See :meth:`ActivationSource.places`."""
+        return self.model_source.places(batch)
+
+    def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`ActivationSource.read`."""
+        pieces = list(self._pieces(batch))
+        if any(key not in self._kept for key, _ in pieces):
+            self._run(batch, pieces)
+        found = [self._kept[key] for key, _ in pieces]
+        xs, ys = ([torch.cat(t) for t in zip(*(f[side] for f in found), strict=True)] for side in (0, 1))
+        return xs, ys
+
+    def _run(self, batch: TokenBatch, pieces: Sequence[tuple[bytes, int]]) -> None:
+        started = time.process_time()
+        lengths = [length for _, length in pieces]
+        xs, ys = ([t.split(lengths) for t in part] for part in self.model_source.read(batch))
+        self.seconds += time.process_time() - started
+        for i, (key, _) in enumerate(pieces):
+            if key not in self._kept:
+                self._kept[key] = [x[i].clone() for x in xs], [y[i].clone() for y in ys]
+                self.nbytes += sum(t.nbytes for part in self._kept[key] for t in part)
+
+    def _pieces(self, batch: TokenBatch) -> Iterator[tuple[bytes, int]]:
+        """Of every piece of text in a block, in order: its tokens, and how many of them are read."""
+        kept = torch.zeros(batch.mask.numel(), dtype=torch.bool)
+        kept[self.places(batch)] = True
+        starts = (batch.position_ids == 0).flatten().nonzero()[:, 0].tolist()
+        ids = batch.input_ids.flatten().numpy()
+        for start, stop in pairwise([*starts, len(ids)]):
+            length = int(kept[start:stop].sum())
+            if length:
+                yield ids[start:stop].tobytes(), length
+
+
 @contextmanager
-def activation_source(model: nn.Module, sites: Sequence[Site]) -> Iterator[ActivationSource]:
-    """Yields an :class:`ActivationSource`; the model is in evaluation mode meanwhile and as before afterwards."""
+def activation_source(
+    model: nn.Module, sites: Sequence[Site], source: Source | None = None
+) -> Iterator[Source]:
+    """Yields an :class:`ActivationSource`; the model is in evaluation mode meanwhile and as before afterwards.
+
+    Args:
+        model, sites: where to read.
+        source: yielded instead, if it reads at these layers.
+
+    Raises:
+        ValueError: a source of other sites.
+    """
+    if source is not None:
+        places = [[(site.layer, site.x, site.y) for site in each] for each in (sites, source.sites)]
+        if places[0] != places[1]:
+            raise ValueError(f"source: expected the sites {places[0]}, got {places[1]}")
+        yield source
+        return
     trunk = model.get_submodule(anatomy(model).trunk)
     training = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device

@@ -10,7 +10,8 @@ import torch
 
 from fasttc.models import check_match
 from fasttc.nn import Transcoder, TranscoderSet
-from fasttc.training.activations import activation_source
+from fasttc.training.activations import Source, activation_source
+from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, refit_first, refit_last, sample
 from fasttc.training.fit import (
     finish_transcoders,
     model_name,
@@ -22,10 +23,13 @@ from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
 from fasttc.training.report import TranscoderReport
-from fasttc.training.scratch import default_lr, first_activations
+from fasttc.training.scratch import default_lr
 from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, activation_scales
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
+
+COLLECT_AFTER = 0.0
+"""Share of the updates whose codes the last refit leaves out: none, the encoder moves little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class AdaptOptions(TranscoderOptions):
             wrong = [name for name in names if name not in allowed]
             if wrong or not names:
                 raise ValueError(f"train: expected some of {', '.join(allowed)}, got {wrong or 'none'}")
+            if self.refit and not {"W_dec", "b_dec"} <= set(names):
+                raise ValueError(f"refit: expected W_dec and b_dec among train, got {', '.join(names)}")
             object.__setattr__(self, "train", names)
         if self.target_l0 is not None and not self.target_l0 > 0:
             raise ValueError(f"target_l0: expected a number > 0, got {self.target_l0!r}")
@@ -80,6 +86,7 @@ def adapt(
     data: Any,
     tokenizer: Any = None,
     *,
+    source: Source | None = None,
     out: str | Path | None = None,
     resume: bool | str = False,
     progress: bool = True,
@@ -96,7 +103,7 @@ def adapt(
     Args:
         model: the fine-tuned model. It is not changed.
         tcs: transcoders of the base model; they are not changed either. Any subset of the layers.
-        data, tokenizer, out, resume, progress, callbacks, checkpoint_every, log_every: as in
+        data, tokenizer, source, out, resume, progress, callbacks, checkpoint_every, log_every: as in
             :func:`fasttc.training.train`.
         options: fields of :class:`AdaptOptions`. The default of ``lr`` is that of training from scratch: half of it was
             worse after mild and after severe fine-tuning, at 20 to 80 thousand tokens.
@@ -113,32 +120,47 @@ def adapt(
     check_match(model, tcs, tcs.layers)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
-    with seeded(config.seed), activation_source(model, tcs.sites) as source:
-        samples = first_activations(source, tokens, config.batch_size)
-        transcoders = [_working_copy(tc, x) for tc, x in zip(tcs, samples[0], strict=True)]
-        before = validation_quality(source, transcoders, tokens, config)
+    stream = tokens.stream("train", config.batch_size, seed=config.seed)
+    with seeded(config.seed), activation_source(model, tcs.sites, source) as activations:
+        held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
+        transcoders = [_working_copy(tc, x) for tc, x in zip(tcs, held_out[0], strict=True)]
+        before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
+        refits = refit_first(activations, transcoders, stream, config, held_out)
         objective = _objective(config, transcoders, before, tokens.context)
-        lr = config.lr or default_lr(transcoders[0].d_in)
+        lr, parts = config.lr or default_lr(transcoders[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
-            source,
+            activations,
             objective,
-            [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
+            [activation_scales(x, y) for x, y in zip(*held_out, strict=True)],
             trained=config.trained(),
-            parts=config.parts(tokens.context),
+            collect_after=collect_after(
+                config, parts * config.steps(tokens.context, refits.tokens), COLLECT_AFTER
+            ),
+            parts=parts,
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        origin = {"sites": [site.to_dict() for site in source.sites], "base": _fingerprint(tcs)}
-        outcome = run_loop(task, tokens, model, config, lr, run, origin)
-        layers = validation_quality(source, transcoders, tokens, config)
+        origin = {"sites": [site.to_dict() for site in activations.sites], "base": _fingerprint(tcs)}
+        outcome = run_loop(task, tokens, model, config, lr, run, origin, stream, refits.tokens)
+        refit_last(task, held_out, refits)
+        layers = validation_quality(activations, transcoders, tokens, config)
         target = objective.target_l0
         settings = {**config.to_dict(), "lr": lr, "context": tokens.context, "trained": config.trained()}
         settings["target_l0"] = list(target) if isinstance(target, tuple) else target
         provenance = {"model": model_name(model), "base": dict(tcs.metadata)}
         adapted, report = finish_transcoders(
-            "adapt", task, source.sites, outcome, tokens, settings, layers, before, provenance
+            "adapt",
+            task,
+            activations.sites,
+            outcome,
+            tokens,
+            settings,
+            layers,
+            before,
+            provenance,
+            refits.to_dict(),
         )
         for transcoder, base in zip(adapted, tcs, strict=True):
             transcoder.to(base.W_enc.dtype)

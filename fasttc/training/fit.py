@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch import nn
 import fasttc
 from fasttc._files import write_json
 from fasttc.nn import Site, Transcoder, TranscoderSet
-from fasttc.training.activations import ActivationSource
+from fasttc.training.activations import Source
 from fasttc.training.checkpoint import model_fingerprint
-from fasttc.training.data import TokenData
+from fasttc.training.data import TokenData, TokenStream
 from fasttc.training.loop import Loop, Outcome, Run
 from fasttc.training.options import TrainingOptions
 from fasttc.training.quality import LayerQuality, measure
@@ -21,7 +22,7 @@ from fasttc.training.transcoding import TranscoderTask
 
 
 def validation_quality(
-    source: ActivationSource, transcoders: Sequence[Transcoder], data: TokenData, options: TrainingOptions
+    source: Source, transcoders: Sequence[Transcoder], data: TokenData, options: TrainingOptions
 ) -> list[LayerQuality]:
     """Quality on validation documents."""
     batches = data.batches("validation", options.batch_size, max_tokens=options.validation_tokens)
@@ -36,9 +37,16 @@ def run_loop(
     lr: float,
     run: Run,
     extra: dict[str, Any] | None = None,
+    stream: TokenStream | None = None,
+    taken: int = 0,
 ) -> Outcome:
-    """Trains for the whole budget. A checkpoint is good for the same options, data and model only."""
-    steps = options.steps(data.context)
+    """Trains for the whole budget. A checkpoint is good for the same options, data and model only.
+
+    Args:
+        stream: of training blocks; None: from its start.
+        taken: tokens of the budget that are gone already; they count in the outcome.
+    """
+    steps = options.steps(data.context, taken)
     identity = {
         **options.to_dict(),
         "lr": lr,
@@ -48,9 +56,9 @@ def run_loop(
         "model": model_fingerprint(model),
         **(extra or {}),
     }
-    return Loop(
+    outcome = Loop(
         task=task,
-        stream=data.stream("train", options.batch_size, seed=options.seed),
+        stream=stream or data.stream("train", options.batch_size, seed=options.seed),
         steps=steps,
         lr=lr,
         warmup=options.warmup,
@@ -58,6 +66,7 @@ def run_loop(
         run=run,
         config=identity,
     ).run_all()
+    return replace(outcome, tokens=outcome.tokens + taken)
 
 
 def finish_transcoders(
@@ -70,10 +79,11 @@ def finish_transcoders(
     layers: list[LayerQuality],
     before: list[LayerQuality],
     provenance: dict[str, Any],
+    refits: dict[str, Any],
 ) -> tuple[TranscoderSet, TranscoderReport]:
     """The trained set in evaluation mode, with its report in the metadata."""
     report = TranscoderReport(
-        **common(kind, outcome, data, config["seed"], config), layers=layers, before=before
+        **common(kind, outcome, data, config["seed"], config), layers=layers, before=before, refits=refits
     )
     for transcoder in task.transcoders:
         transcoder.eval().requires_grad_(True)

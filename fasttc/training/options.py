@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from fasttc.training.data import TokenData, open_data
 from fasttc.training.optimiser import check_schedule
+
+REFITS = ("first", "last", "both", "only")
+"""When a closed form gives the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,9 @@ class TrainingOptions:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
 
-    def steps(self, context: int) -> int:
-        return math.ceil(self.tokens / (self.batch_size * context))
+    def steps(self, context: int, taken: int = 0) -> int:
+        """Blocks for the budget less ``taken`` tokens."""
+        return max(0, math.ceil((self.tokens - taken) / (self.batch_size * context)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, so that it compares equal to what a checkpoint gives back."""
@@ -97,19 +101,41 @@ class TranscoderOptions(TrainingOptions):
     Attributes:
         update_tokens: tokens in one update. A block (``batch_size * context``) larger than that is mixed and shared
             out over several updates, which costs no further forward of the model. None: one update for a block.
+        refit: closed-form decoders (:mod:`fasttc.training.refit`): "first", before training, on ``refit_tokens``;
+            "last", after it, from the codes it made on the way (from scratch: in its second half), which costs no
+            token; "both"; "only", on the whole budget, without a gradient step; None.
+        refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
     """
 
     update_tokens: int | None = None
+    refit: Literal["first", "last", "both", "only"] | None = None
+    refit_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.update_tokens is not None:
-            self.positive_int("update_tokens")
+        for name in ("update_tokens", "refit_tokens"):
+            if getattr(self, name) is not None:
+                self.positive_int(name)
+        if self.refit not in (*REFITS, None):
+            raise ValueError(f"refit: expected one of {', '.join(REFITS)} or None, got {self.refit!r}")
+        if self.refit_tokens is not None and self.refit not in ("first", "both"):
+            raise ValueError(f"refit_tokens: expected refit='first' or 'both' with it, got {self.refit!r}")
+        if self.refit_tokens is not None and self.refit_tokens >= self.tokens:
+            raise ValueError(
+                f"refit_tokens: expected fewer than tokens = {self.tokens}, got {self.refit_tokens}"
+            )
 
     def parts(self, context: int) -> int:
         """Updates for a block."""
         block = self.batch_size * context
         return max(1, round(block / (self.update_tokens or block)))
+
+    def first_tokens(self) -> int:
+        """Tokens of the budget that a closed form takes before training."""
+        if self.refit == "only":
+            return self.tokens
+        share = min(self.tokens // 4, 2**20) if self.refit_tokens is None else self.refit_tokens
+        return share if self.refit in ("first", "both") else 0
 
 
 Options = TypeVar("Options", bound=TrainingOptions)

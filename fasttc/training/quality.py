@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fasttc.nn import Transcoder
-from fasttc.training.activations import ActivationSource
+from fasttc.training.activations import Source
 from fasttc.training.packing import TokenBatch
 
 
@@ -79,7 +79,7 @@ class LayerStatistics:
 
 
 def measure(
-    source: ActivationSource, transcoders: Sequence[Transcoder], batches: Iterable[TokenBatch]
+    source: Source, transcoders: Sequence[Transcoder], batches: Iterable[TokenBatch]
 ) -> list[LayerQuality]:
     """Quality of every layer's transcoder on the given blocks, in evaluation mode."""
     modes = [transcoder.training for transcoder in transcoders]

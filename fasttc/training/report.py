@@ -46,10 +46,12 @@ class TranscoderReport(Report):
     Attributes:
         layers: quality on held-out (validation) documents, per layer.
         before: the same before an adaptation: the base's transcoders on the fine-tuned model. Empty from scratch.
+        refits: what closed forms did: :class:`fasttc.training.closed_form.Refits`.
     """
 
     layers: list[LayerQuality] = field(default_factory=list)
     before: list[LayerQuality] = field(default_factory=list)
+    refits: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fvu(self) -> float:

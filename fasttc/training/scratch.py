@@ -12,8 +12,8 @@ from torch import Tensor
 from fasttc.models import default_sites
 from fasttc.nn import Site, Transcoder, TranscoderSet
 from fasttc.nn.transcoder import Activation, TranscoderConfig
-from fasttc.training.activations import ActivationSource, activation_source
-from fasttc.training.data import TokenData
+from fasttc.training.activations import Source, activation_source
+from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, refit_first, refit_last, sample
 from fasttc.training.fit import finish_transcoders, model_name, run_loop, save_result, validation_quality
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
@@ -24,6 +24,10 @@ INITIAL_TOKENS = 2048
 """Tokens that the initial weights are fitted to."""
 DENSE_ELEMENTS = 2**27
 """Largest dense [tokens, features] block of that fit: 1 GiB."""
+
+
+COLLECT_AFTER = 0.5
+"""Share of the updates whose codes the last refit leaves out: they are of an encoder long gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ def train(
     tokenizer: Any = None,
     *,
     sites: Sequence[Site] | None = None,
+    source: Source | None = None,
     out: str | Path | None = None,
     resume: bool | str = False,
     progress: bool = True,
@@ -98,6 +103,8 @@ def train(
         data: see :func:`fasttc.training.documents.read_documents`, or a :class:`fasttc.training.data.TokenData`.
         tokenizer: for text.
         sites: where to read and write; None: :func:`fasttc.models.default_sites`.
+        source: an open source of the model's activations at these sites, for several trainings on one text; None:
+            the model runs anew.
         out: folder for the transcoders. Checkpoint, log and report go to ``<out>.run``.
         resume, progress, callbacks, checkpoint_every, log_every: see :class:`fasttc.training.loop.Run`.
         options: fields of :class:`ScratchOptions`. The default of ``lr`` is :func:`default_lr`.
@@ -114,26 +121,43 @@ def train(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
-    with seeded(config.seed), activation_source(model, chosen) as source:
-        samples = first_activations(source, tokens, config.batch_size)
-        transcoders = initial_transcoders(*samples, config)
-        lr = config.lr or default_lr(transcoders[0].d_in)
+    stream = tokens.stream("train", config.batch_size, seed=config.seed)
+    with seeded(config.seed), activation_source(model, chosen, source) as activations:
+        xs, ys = sample(activations, tokens, "train", config.batch_size, INITIAL_TOKENS)
+        held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
+        transcoders = initial_transcoders(xs, ys, config)
+        refits = refit_first(activations, transcoders, stream, config, held_out)
+        lr, parts = config.lr or default_lr(transcoders[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
-            source,
+            activations,
             _objective(config, tokens.context),
-            [activation_scales(x, y) for x, y in zip(*samples, strict=True)],
+            [activation_scales(x, y) for x, y in zip(xs, ys, strict=True)],
             decoder_scale=1.0,
-            parts=config.parts(tokens.context),
+            collect_after=collect_after(
+                config, parts * config.steps(tokens.context, refits.tokens), COLLECT_AFTER
+            ),
+            parts=parts,
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        where = {"sites": [site.to_dict() for site in source.sites]}
-        outcome = run_loop(task, tokens, model, config, lr, run, where)
-        layers = validation_quality(source, transcoders, tokens, config)
+        where = {"sites": [site.to_dict() for site in activations.sites]}
+        outcome = run_loop(task, tokens, model, config, lr, run, where, stream, refits.tokens)
+        refit_last(task, held_out, refits)
+        layers = validation_quality(activations, transcoders, tokens, config)
         settings = {**config.to_dict(), "lr": lr, "context": tokens.context}
+        provenance = {"model": model_name(model)}
         tcs, report = finish_transcoders(
-            "scratch", task, source.sites, outcome, tokens, settings, layers, [], {"model": model_name(model)}
+            "scratch",
+            task,
+            activations.sites,
+            outcome,
+            tokens,
+            settings,
+            layers,
+            [],
+            provenance,
+            refits.to_dict(),
         )
     save_result(run, out, tcs.save_pretrained, report)
     return tcs, report
@@ -167,20 +191,6 @@ def _objective(config: ScratchOptions, context: int) -> Objective:
         l1=start if config.l1 is None else config.l1,
         unit_decoder=config.unit_decoder,
     )
-
-
-def first_activations(
-    source: ActivationSource, data: TokenData, batch_size: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """x and y of about :data:`INITIAL_TOKENS` training tokens at every site."""
-    parts = [source.read(b) for b in data.batches("train", batch_size, max_tokens=INITIAL_TOKENS)]
-    xs, ys = (
-        [torch.cat([part[side][i] for part in parts])[:INITIAL_TOKENS] for i in range(len(source.sites))]
-        for side in (0, 1)
-    )
-    if len(xs[0]) < 2:
-        raise ValueError("data: expected documents of at least three tokens, got none among the first")
-    return xs, ys
 
 
 @torch.no_grad()

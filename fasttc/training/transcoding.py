@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fasttc.nn import Transcoder
 from fasttc.training import losses
-from fasttc.training.activations import ActivationSource
+from fasttc.training.activations import Source
 from fasttc.training.optimiser import Group, Optimiser
 from fasttc.training.packing import TokenBatch
+from fasttc.training.refit import DecoderSums
 
 Steering = Literal["l0", "l1", "bias"] | None
 
@@ -83,6 +84,8 @@ class TranscoderTask:
         parts: updates for each block, each on its share of the block's tokens.
         trained: names of the parameters to train, for every layer; None: all there are.
         decoder_scale: row norm to take for the decoder's rate; None: the one it has.
+        collect_after: from this update on the codes are added up for a closed-form decoder, in :attr:`sums`, as they
+            pass; None: never.
         betas: of Adam.
         clip: largest gradient norm of a layer.
 
@@ -96,13 +99,14 @@ class TranscoderTask:
     def __init__(
         self,
         transcoders: Sequence[Transcoder],
-        source: ActivationSource,
+        source: Source,
         objective: Objective,
         scales: Sequence[tuple[float, float]],
         *,
         parts: int = 1,
         trained: Sequence[str] | None = None,
         decoder_scale: float | None = None,
+        collect_after: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         clip: float | None = 1.0,
     ) -> None:
@@ -114,6 +118,8 @@ class TranscoderTask:
         self._l1 = [torch.tensor(float(objective.l1), device=t.W_enc.device) for t in self.transcoders]
         self._steering: list[Steering] = []
         self._steps = 0
+        self._collect_after = collect_after
+        self.sums = [] if collect_after is None else [DecoderSums(t) for t in self.transcoders]
         groups = []
         for i, (transcoder, scale) in enumerate(zip(self.transcoders, scales, strict=True)):
             transcoder.train()
@@ -173,6 +179,8 @@ class TranscoderTask:
             W_enc, b_enc, W_dec = (parameter[counters.rows] for parameter in dead)
             loss = loss + objective.aux * losses.auxk(x, y - prediction, W_enc, b_enc, W_dec, k)
         counters.count(acts, len(x))
+        if self._collect_after is not None and self._steps >= self._collect_after:
+            self.sums[i].add(acts, x, y)
         dead_share = (counters.since > objective.dead_after).float().mean()
         return loss, {"fvu": fvu.detach(), "l0": l0.detach(), "dead": dead_share}
 
@@ -209,6 +217,8 @@ class TranscoderTask:
         for i, (transcoder, counters) in enumerate(zip(self.transcoders, self._counters, strict=True)):
             tensors |= {f"{i}.buffer.{name}": buffer for name, buffer in transcoder.named_buffers()}
             tensors |= {f"{i}.since": counters.since, f"{i}.dead": counters.dead, f"{i}.l1": self._l1[i]}
+        for i, sums in enumerate(self.sums):
+            tensors |= {f"{i}.sums.{name}": t for name, t in sums.state().items()}
         return tensors, {"steps": self._steps}
 
     @torch.no_grad()
@@ -221,6 +231,9 @@ class TranscoderTask:
             counters.dead = tensors[f"{i}.dead"].to(counters.dead.device)
             counters.find_rows()
             self._l1[i] = tensors[f"{i}.l1"].to(self._l1[i].device)
+        for i, sums in enumerate(self.sums):
+            prefix = f"{i}.sums."
+            sums.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
 
 def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.3) -> Tensor:

@@ -9,8 +9,9 @@ from fasttc.models import default_sites
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training import train
 from fasttc.training.activations import activation_source
+from fasttc.training.closed_form import sample
 from fasttc.training.quality import LayerStatistics, measure
-from fasttc.training.scratch import ScratchOptions, first_activations, initial_transcoders
+from fasttc.training.scratch import INITIAL_TOKENS, ScratchOptions, initial_transcoders
 from fasttc.training.transcoding import Objective, TranscoderTask, activation_scales, steer
 
 QUICK = {"n_features": 64, "k": 8, "batch_size": 8, "progress": False, "validation_tokens": 400}
@@ -116,7 +117,7 @@ def test_bos_and_padding_never_reach_the_transcoders(model, data):
 def test_initial_weights_are_useful_at_once(model, data):
     config = ScratchOptions(n_features=256, k=8)
     with activation_source(model, default_sites(model)) as source:
-        xs, ys = first_activations(source, data, 8)
+        xs, ys = sample(source, data, "train", 8, INITIAL_TOKENS)
         start = initial_transcoders(xs, ys, config)
         quality = measure(source, start, data.batches("train", 8))
     for q, transcoder, x in zip(quality, start, xs, strict=True):
@@ -137,7 +138,7 @@ def test_unit_decoder_is_kept(model, data):
 @pytest.mark.parametrize("aux", [0.0, 1 / 32])
 def test_auxk_revives_dead_features(model, data, aux):
     with activation_source(model, default_sites(model)[:1]) as source:
-        xs, ys = first_activations(source, data, 8)
+        xs, ys = sample(source, data, "train", 8, INITIAL_TOKENS)
         transcoder = initial_transcoders(xs, ys, ScratchOptions(n_features=64, k=4))[0]
         with torch.no_grad():  # too small ever to be among the four largest
             transcoder.W_enc[:32] *= 0.02

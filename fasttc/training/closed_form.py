@@ -1,0 +1,95 @@
+"""Closed-form decoders within a training: before it from a pass over the stream, after it from codes it made."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttc.nn import Transcoder
+from fasttc.training.activations import Source
+from fasttc.training.data import TokenData, TokenStream
+from fasttc.training.options import TranscoderOptions
+from fasttc.training.refit import DecoderSums, refit
+from fasttc.training.transcoding import TranscoderTask
+
+HELD_OUT_TOKENS = 4096
+"""Validation tokens whose activations are held: they choose the ridge, and give the scales of x and y."""
+Activations = tuple[list[Tensor], list[Tensor]]
+"""x [N, D] and y [N, D_out] of every layer."""
+
+
+@dataclass
+class Refits:
+    """What the closed forms did.
+
+    Attributes:
+        tokens: of the stream that the first one took.
+        first, last: the ridge of every layer, in tokens; None for a layer where the decoder that was there is better
+            on validation tokens; an empty list where there was no refit.
+    """
+
+    tokens: int = 0
+    first: Sequence[float | None] = ()
+    last: Sequence[float | None] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sample(source: Source, data: TokenData, split: str, batch_size: int, n: int) -> Activations:
+    """x and y of about ``n`` tokens of a split at every site, in its fixed order.
+
+    Raises:
+        ValueError: fewer than two usable tokens.
+    """
+    parts = [source.read(b) for b in data.batches(split, batch_size, max_tokens=n)]
+    layers = range(len(source.sites))
+    xs, ys = ([torch.cat([part[side][i] for part in parts])[:n] for i in layers] for side in (0, 1))
+    if len(xs[0]) < 2:
+        raise ValueError(
+            f"data: expected {split} documents of at least three tokens, got none among the first"
+        )
+    return xs, ys
+
+
+def refit_first(
+    source: Source,
+    transcoders: Sequence[Transcoder],
+    stream: TokenStream,
+    options: TranscoderOptions,
+    held_out: Activations,
+) -> Refits:
+    """Reads ``options.first_tokens()`` of the stream and puts the best decoders for the present encoders in place."""
+    wanted, taken = options.first_tokens(), 0
+    if not wanted:
+        return Refits()
+    sums = [DecoderSums(transcoder) for transcoder in transcoders]
+    while taken < wanted:
+        batch = stream.next()
+        taken += batch.n_tokens
+        for transcoder, total, x, y in zip(transcoders, sums, *source.read(batch), strict=True):
+            with torch.no_grad():
+                total.add(transcoder.train().encode(x), x, y)
+    return Refits(taken, _refit_all(transcoders, sums, held_out))
+
+
+def collect_after(options: TranscoderOptions, updates: int, share: float) -> int | None:
+    """The update after a share of all, from which codes are added up for the last refit; None: there will be none."""
+    return int(share * updates) if options.refit in ("last", "both") else None
+
+
+def refit_last(task: TranscoderTask, held_out: Activations, refits: Refits) -> None:
+    """Puts the best decoders for the codes of the training in place, and notes their ridges."""
+    if task.sums:
+        refits.last = _refit_all(task.transcoders, task.sums, held_out)
+
+
+def _refit_all(
+    transcoders: Sequence[Transcoder], sums: Sequence[DecoderSums], held_out: Activations
+) -> list[float | None]:
+    found = []
+    for transcoder, total, x, y in zip(transcoders, sums, *held_out, strict=True):
+        found.append(refit(transcoder.eval(), total, x, y))
+    return found
