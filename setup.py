@@ -21,5 +21,5 @@ setup(
         *(name for package, folder in MAPPED.items() for name in subpackages(package, folder)),
     ],
     package_dir=MAPPED,
-    package_data={"fasttc": ["py.typed"], "fasttc.report": ["_vendor/*"]},
+    package_data={"fasttc": ["py.typed"], "fasttc.report": ["_assets/*", "_vendor/*"]},
 )

@@ -11,6 +11,7 @@ SUITES = {  # name -> what it does
     "gpu": "everything worth knowing on a new GPU, in under 8 minutes",
     "aot": "compile every kernel for every architecture; needs no GPU",
     "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
+    "page": "the page in a browser: opening, dragging",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
     "report": "write the README's tables from the committed results",
 }

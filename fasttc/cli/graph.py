@@ -5,11 +5,15 @@ from pathlib import Path
 import click
 
 from fasttc.cli._common import Run, verb
+from fasttc.cli.graph_view import view
 
 
 @click.group("graph")
 def command() -> None:
-    """Prune and export attribution graphs."""
+    """Prune, view and export attribution graphs."""
+
+
+command.add_command(view)
 
 
 @command.command("prune")

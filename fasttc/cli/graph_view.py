@@ -1,0 +1,106 @@
+"""``fasttc graph view``: the page that shows a graph, served on this machine or written as a file."""
+
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fasttc.cli._common import Run, verb
+
+if TYPE_CHECKING:
+    from fasttc.report import FeatureFolder
+
+
+@click.command("view")
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Graph of the base model on the same prompt: adds the views base and diff.",
+)
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Folder of feature files: examples and logits of every feature.",
+)
+@click.option(
+    "--supernodes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Groups, labels and pins: read from here and saved here. Default: GRAPH.supernodes.json.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write one file that needs no server and no network, instead of serving.",
+)
+@click.option("--port", default=0, show_default=True, help="0: any free one.")
+@click.option("--open/--no-open", "open_page", default=True, help="Open the page in the browser.")
+@verb
+def view(
+    run: Run,
+    graph: Path,
+    base: Path | None,
+    features: Path | None,
+    supernodes: Path | None,
+    html: Path | None,
+    port: int,
+    open_page: bool,
+) -> None:
+    """Read GRAPH in the browser: prune, label, group, compare, export.
+
+    Serves on 127.0.0.1 at a secret address until Ctrl-C; what you edit is saved to the supernode file, which graph
+    merge --from reads. With --html, one self-contained file is written, which keeps edits in the browser.
+    """
+    from fasttc.graph import load_graph
+    from fasttc.report import FeatureFolder, page_data
+
+    data = page_data(load_graph(graph), base=None if base is None else load_graph(base), name=graph.stem)
+    folder = None if features is None else FeatureFolder(features)
+    if html is not None:
+        _write(run, data, folder, supernodes, html)
+    else:
+        _serve(
+            run, data, folder, supernodes or graph.with_name(f"{graph.stem}.supernodes.json"), port, open_page
+        )
+
+
+def _write(
+    run: Run, data: dict[str, Any], features: "FeatureFolder | None", supernodes: Path | None, html: Path
+) -> None:
+    from fasttc.report import read_state, with_evidence, write_page
+
+    left_out = 0
+    if features is not None:
+        data, left_out = with_evidence(data, features)
+    write_page(html, data, None if supernodes is None else read_state(supernodes))
+    if left_out:
+        run.say(
+            f"the evidence of {left_out:,} features found no room in one file; served, the page shows all"
+        )
+    size = html.stat().st_size
+    run.finish(
+        {"out": str(html), "bytes": size, "features_left_out": left_out}, f"wrote {html} ({size:,} bytes)"
+    )
+
+
+def _serve(
+    run: Run,
+    data: dict[str, Any],
+    features: "FeatureFolder | None",
+    supernodes: Path,
+    port: int,
+    open_page: bool,
+) -> None:
+    from fasttc.report import PageServer
+
+    with PageServer(data, state_file=supernodes, features=features, port=port) as server:
+        run.finish(
+            {"url": server.url, "supernodes": str(supernodes)},
+            f"{server.url}\nedits are saved to {supernodes}; Ctrl-C ends",
+        )
+        if open_page:
+            webbrowser.open(server.url)
+        with suppress(KeyboardInterrupt):  # that is how it ends
+            server.serve_forever()
