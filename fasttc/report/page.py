@@ -23,7 +23,16 @@ from fasttc.graph import KINDS, Graph, PrunedGraph, Scores, node_ids
 from fasttc.report.evidence import FeatureFolder
 
 MAX_EDGES = 120_000  # about 2 MB; what a browser prunes anew in less time than a slider's next step
-_PRE_PRUNING = ((0.98, 0.995), (0.95, 0.99), (0.9, 0.98), (0.8, 0.98), (0.7, 0.95), (0.5, 0.9))
+_PRE_PRUNING = (
+    (0.98, 0.995),
+    (0.95, 0.99),
+    (0.9, 0.98),
+    (0.8, 0.98),
+    (0.7, 0.95),
+    (0.5, 0.9),
+    (0.2, 0.7),
+    (0.0, 0.0),
+)
 _EVIDENCE_BYTES = 12_000_000  # of feature evidence in one file
 _SCRIPTS = (  # in the order in which they need one another
     "_vendor/d3.min.js", "_assets/base.js", "_assets/graph.js", "_assets/paths.js", "_assets/state.js",
@@ -90,7 +99,7 @@ def _embedded(graph: Graph | PrunedGraph) -> tuple[Graph, dict[str, Any]]:
         thresholds = [1.0, 1.0] if "pruned" in graph.metadata else [0.8, 0.98]
         return graph, _about(graph, graph.scores(), thresholds)
     tried = (graph.prune(*thresholds) for thresholds in _PRE_PRUNING)
-    return _embedded(next((pruned for pruned in tried if pruned.n_edges <= MAX_EDGES), graph.prune(0.2, 0.7)))
+    return _embedded(next(pruned for pruned in tried if pruned.n_edges <= MAX_EDGES))
 
 
 def _about(whole: Graph, scores: Scores, thresholds: list[float]) -> dict[str, Any]:
