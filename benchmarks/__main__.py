@@ -12,6 +12,7 @@ SUITES = {  # name -> what it does
     "aot": "compile every kernel for every architecture; needs no GPU",
     "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
     "page": "the page in a browser: opening, dragging",
+    "features": "evidence for 1,000 features over a million tokens: time and memory",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
     "report": "write the README's tables from the committed results",
 }
