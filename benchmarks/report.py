@@ -77,6 +77,11 @@ def _ops(data: dict[str, Any]) -> str:
     return f"{_grid(header, rows)}\n\n{source_line(data['environment'])}"
 
 
+def _attribution(data: dict[str, Any]) -> str:
+    rows = [[found["what"], found["measured"], found["target"]] for found in data["targets"]]
+    return f"{_grid(['attribution', 'measured', 'target'], rows)}\n\n{source_line(data['environment'])}"
+
+
 def rendered(text: str, results: Path) -> str:
     """The text with every block filled.
 
@@ -89,7 +94,7 @@ def rendered(text: str, results: Path) -> str:
         if not path.is_file():
             raise ValueError(f"block {match['name']}: expected the file {path}, found none")
         data = record.read(path)
-        tables = {"cpu": _cpu, "ops": _ops}
+        tables = {"attribution": _attribution, "cpu": _cpu, "ops": _ops}
         if data.get("kind") not in tables:
             raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")
         return f"{match[1]}\n{tables[data['kind']](data)}\n\n{match[3]}"

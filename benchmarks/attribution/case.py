@@ -36,7 +36,7 @@ class Shape:
     context: int = 4096
 
 
-def build_model(shape: Shape, seed: int) -> Any:
+def build_model(shape: Shape, seed: int, device: str = "cpu") -> Any:
     """A Gemma-2 with soft-caps and post-norms, and weights that keep activations of order one."""
     sizes = {
         "hidden_size": shape.width,
@@ -52,8 +52,9 @@ def build_model(shape: Shape, seed: int) -> Any:
         "final_logit_softcapping": 30.0,
     }
     words = ["<pad>", "<eos>", "<bos>", *(f"t{number}" for number in range(3, shape.vocabulary))]
-    model, _ = build_causal_lm({"architecture": "gemma2", "config": sizes}, words)
-    generator = torch.Generator().manual_seed(seed)
+    with torch.device(device):
+        model, _ = build_causal_lm({"architecture": "gemma2", "config": sizes}, words)
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -115,13 +116,13 @@ def prompt(length: int, vocabulary: int, seed: int) -> Tensor:
     return torch.cat([torch.tensor([2]), torch.randint(3, vocabulary, (length - 1,), generator=generator)])
 
 
-def top_k_set(model: Any, features: int, active: int, seed: int) -> TranscoderSet:
+def top_k_set(model: Any, features: int, active: int, seed: int, device: str = "cpu") -> TranscoderSet:
     """Random TopK transcoders: the same number of active features per token, whatever the number of features."""
-    config, generator = model.config, torch.Generator().manual_seed(seed)
+    config, generator = model.config, torch.Generator(device).manual_seed(seed)
     sites = [Site(layer, "normalized", "mlp_out_post") for layer in range(config.num_hidden_layers)]
     transcoders = []
     for _ in sites:
-        transcoder = Transcoder(config.hidden_size, features, activation="topk", k=active)
+        transcoder = Transcoder(config.hidden_size, features, activation="topk", k=active, device=device)
         with torch.no_grad():
             for weights in (transcoder.W_enc, transcoder.W_dec):
                 weights.normal_(0, config.hidden_size**-0.5, generator=generator)

@@ -65,7 +65,7 @@ class Replicated:
     """
 
     def __init__(self, model: Any, tcs: TranscoderSet, ids: Tensor, batch: int) -> None:
-        self.model, self.tcs, self.ids, self.batch = model, tcs, ids, batch
+        self.model, self.tcs, self.ids, self.batch = model, tcs, ids.to(model.device), batch
         self.parts = anatomy(model)
         self.seconds: dict[str, float] = defaultdict(float)
         self._x: list[Tensor] = []
@@ -73,8 +73,8 @@ class Replicated:
         self._inject: tuple[Tensor, Tensor, Tensor] | None = None
         self._buffer = torch.empty(0)
 
-    def run(self) -> Dense:
-        """The whole graph, all active features as targets."""
+    def run(self, chosen: Tensor | None = None) -> Dense:
+        """The graph, with all active features as targets, or with ``chosen [n, 3]`` in their order (by influence)."""
         with self._frozen():
             with torch.no_grad():
                 final, _ = self._forward(1)
@@ -84,7 +84,7 @@ class Replicated:
                 final, embedded = self._forward(self.batch)
             residuals = [*self._x, final]
             self._listen(layers, tokens, embedded, residuals)
-            return self._rows(layers, residuals, probs, logits)
+            return self._rows(layers, residuals, probs, logits, chosen)
 
     # The model under autograd
 
@@ -145,8 +145,7 @@ class Replicated:
         """Active features, encoder and scaled decoder rows, errors; token embeddings. From the batch-1 forward."""
         layers, first = [], 0
         for transcoder, x, y in zip(self.tcs, self._x, self._written, strict=True):
-            pre = x[0] @ transcoder.W_enc.T + transcoder.b_enc
-            dense = torch.where(pre > transcoder.threshold, pre, 0)
+            dense = transcoder.encode(x[0]).to_dense().to(x.dtype)
             dense[0] = 0
             sparse = dense.to_sparse()
             positions, features = sparse.indices()
@@ -197,7 +196,7 @@ class Replicated:
     def _rows_of(
         self, residuals: list[Tensor], layers: Tensor, positions: Tensor, vectors: Tensor, width: int
     ) -> Tensor:
-        self._buffer = torch.zeros(width, self.batch)
+        self._buffer = torch.zeros(width, self.batch, device=vectors.device, dtype=vectors.dtype)
         self._inject = (layers, positions, vectors)
         start = residuals[int(layers.max())]
         inside = self.seconds["features"] + self.seconds["errors and tokens"]
@@ -205,36 +204,52 @@ class Replicated:
         start.backward(gradient=torch.zeros_like(start), retain_graph=True)
         inside = self.seconds["features"] + self.seconds["errors and tokens"] - inside
         self.seconds["backward"] += time.perf_counter() - began - inside
-        return self._buffer.T[: len(layers)]
+        return self._buffer.T[: len(layers)].cpu()
 
-    def _rows(self, layers: list[_Layer], residuals: list[Tensor], probs: Tensor, logits: Tensor) -> Dense:
-        length, count = len(self.ids), len(layers)
+    def _rows(
+        self,
+        layers: list[_Layer],
+        residuals: list[Tensor],
+        probs: Tensor,
+        logits: Tensor,
+        chosen: Tensor | None,
+    ) -> Dense:
+        length, count, n_logits = len(self.ids), len(layers), len(probs)
         of_layer = torch.cat([torch.full_like(layer.features, n) for n, layer in enumerate(layers)])
         positions = torch.cat([layer.positions for layer in layers])
         encoders = torch.cat([layer.encoders for layer in layers])
-        n_features = len(of_layer)
-        width = n_features + (count + 1) * length + len(probs)
-        edges = torch.zeros(n_features + len(probs), width)
-        row_to_node = torch.zeros(len(edges), dtype=torch.int64)
-        at_end = torch.full((len(probs),), count)
-        edges[: len(probs)] = self._rows_of(residuals, at_end, at_end * 0 + length - 1, logits, width)
-        row_to_node[: len(probs)] = torch.arange(width - len(probs), width)
-        for start in range(0, n_features, self.batch):
-            part = slice(start, min(start + self.batch, n_features))
-            rows = self._rows_of(residuals, of_layer[part], positions[part], encoders[part], width)
-            edges[len(probs) + start : len(probs) + part.stop] = rows
-            row_to_node[len(probs) + start : len(probs) + part.stop] = torch.arange(start, part.stop)
-        adjacency = torch.zeros(width, width)
-        order = row_to_node.argsort()
-        adjacency[row_to_node[order]] = edges[order]
         features = torch.stack([of_layer, positions, torch.cat([layer.features for layer in layers])], 1)
-        return Dense(adjacency, features, probs, length)
+        columns = torch.arange(len(features)) if chosen is None else _places(features.cpu(), chosen)
+        others = (count + 1) * length + n_logits
+        width = len(features) + others
+        edges = torch.zeros(len(columns) + n_logits, width)
+        at_end = torch.full_like(of_layer[:n_logits], count)
+        edges[:n_logits] = self._rows_of(residuals, at_end, at_end * 0 + length - 1, logits, width)
+        for start in range(0, len(columns), self.batch):
+            batch = columns[start : start + self.batch]
+            rows = self._rows_of(residuals, of_layer[batch], positions[batch], encoders[batch], width)
+            edges[n_logits + start : n_logits + start + len(batch)] = rows
+        nodes, order = columns.sort()
+        adjacency = torch.zeros(len(nodes) + others, len(nodes) + others)
+        if chosen is not None:
+            kept = torch.cat([nodes, torch.arange(len(features), width)])
+            edges = edges[torch.cat([order.new_tensor(range(n_logits)), n_logits + order])][:, kept]
+        adjacency[: len(nodes)] = edges[n_logits:]
+        adjacency[-n_logits:] = edges[:n_logits]
+        return Dense(adjacency, features.cpu()[nodes], probs.cpu(), length)
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[part] += time.perf_counter() - start
+
+
+def _places(features: Tensor, chosen: Tensor) -> Tensor:
+    """Where each of ``chosen [m, 3]`` stands among ``features [n, 3]``, which are in ascending order."""
+    base = int(features.max()) + 1
+    scale = torch.tensor([base**2, base, 1])
+    return torch.searchsorted((features * scale).sum(1), (chosen * scale).sum(1))
 
 
 def _detached_attention(

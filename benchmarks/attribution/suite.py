@@ -43,7 +43,7 @@ PARTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "accuracy": [("accuracy", {"tokens": 48})],
 }
-TINY = {"tokens": 12, "batch": 8, "rounds": 1, "targets": 20}
+TINY = {"tokens": 12, "batch": 16, "rounds": 1, "targets": 20}
 TINY_SHAPE = case.Shape(
     layers=2,
     width=32,

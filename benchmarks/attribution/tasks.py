@@ -134,11 +134,11 @@ def targets_scaling(folder: Path, tokens: list[int], targets: int, rounds: int) 
             for _ in range(rounds)
         ]
         seconds.append(statistics.median(run[0] for run in runs))
-        counted.append(_operations(model.config, runs[0][1], length))
+        counted.append(operations(model.config, case.Shape.features, runs[0][1], length))
     return {"tokens": tokens, "targets": targets, "rounds": rounds, "seconds": seconds, "operations": counted}
 
 
-def _operations(config: Any, graph: Graph, length: int) -> float:
+def operations(config: Any, n_features: int, graph: Graph, length: int) -> float:
     """Multiplications of a graph's targets, without any of the engine's savings: linear and quadratic in positions."""
     width, heads, kv_heads, size = (
         getattr(config, name)
@@ -153,7 +153,7 @@ def _operations(config: Any, graph: Graph, length: int) -> float:
     )
     linear = width * (size * (heads + kv_heads) + active)
     forward = length * graph.n_layers * width * (3 * config.intermediate_size + 2 * size * (heads + kv_heads))
-    encoding = length * graph.n_layers * width * 2 * case.Shape.features
+    encoding = length * graph.n_layers * width * 2 * n_features
     attention = length**2 * graph.n_layers * size * heads * 2
     return (
         float((depth * reach * linear + depth * reach**2 / 2 * size * heads).sum())
