@@ -78,7 +78,9 @@ def _ops(data: dict[str, Any]) -> str:
 
 
 def _attribution(data: dict[str, Any]) -> str:
-    rows = [[found["what"], found["measured"], found["target"]] for found in data["targets"]]
+    rows = [
+        [found["what"], found["measured"], found["target"]] for found in data["targets"] if found["headline"]
+    ]
     return f"{_grid(['attribution', 'measured', 'target'], rows)}\n\n{source_line(data['environment'])}"
 
 
