@@ -17,6 +17,8 @@ _HOME = {  # public name -> module that defines it
     "Site": "fasttc.nn",
     "Graph": "fasttc.graph",
     "attribute": "fasttc.attribution",
+    "Intervention": "fasttc.attribution",
+    "intervene": "fasttc.attribution",
     "train": "fasttc.training",
     "finetune_ffn": "fasttc.training",
     "adapt": "fasttc.training",
@@ -33,7 +35,9 @@ _SUBPACKAGES = (
 __all__ = ["__version__", *_HOME, *_SUBPACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from fasttc.attribution import Intervention as Intervention
     from fasttc.attribution import attribute as attribute
+    from fasttc.attribution import intervene as intervene
     from fasttc.evaluation import evaluate as evaluate
     from fasttc.formats import AdapterSet as AdapterSet
     from fasttc.formats import TranscoderSet as TranscoderSet

@@ -16,6 +16,7 @@ VERBS = {  # verb -> (module, one line for the overview)
     "evaluate": ("evaluate", "FVU, L0, KL, top-1 error and cross-entropy of transcoders on held-out text."),
     "sample": ("sample", "Text from a model."),
     "attribute": ("attribute", "Attribution graph of a prompt."),
+    "intervene": ("intervene", "Change features of the running model and see what it answers."),
     "graph": ("graph", "Prune, view and export attribution graphs."),
     "features": ("features", "What features stand for: examples, logits, firing rates, as feature files."),
     "inspect": ("inspect", "What a transcoder set, a graph or a model folder holds."),

@@ -135,6 +135,22 @@ def parse_ids(text: str, option: str) -> list[int]:
     return ids
 
 
+def one_prompt(prompt: str | None, prompt_ids: str | None, tokenizer: Any) -> str | list[int]:
+    """The prompt of a verb that takes it as text or as ids.
+
+    Raises:
+        ValueError: both or neither given, or text without a tokenizer.
+    """
+    if (prompt is None) == (prompt_ids is None):
+        raise ValueError("expected exactly one of --prompt and --prompt-ids")
+    if prompt_ids is not None:
+        return parse_ids(prompt_ids, "--prompt-ids")
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer: give the prompt as --prompt-ids 2,17,9")
+    assert prompt is not None, "one of the two was given"
+    return prompt
+
+
 def load_model(run: Run, reference: str) -> tuple[Any, Any]:
     """The model in evaluation mode on the run's device and dtype, and its tokenizer or None."""
     from fasttc import models

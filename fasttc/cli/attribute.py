@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fasttc.cli._common import Run, load_model, load_transcoders, parse_ids, table, verb
+from fasttc.cli._common import Run, load_model, load_transcoders, one_prompt, table, verb
 from fasttc.cli._distributed import is_first, processes
 
 
@@ -57,18 +57,12 @@ def command(
     """
     from fasttc.attribution import attribute
 
-    if (prompt is None) == (prompt_ids is None):
-        raise ValueError("expected exactly one of --prompt and --prompt-ids")
-    given = prompt if prompt_ids is None else parse_ids(prompt_ids, "--prompt-ids")
-    assert given is not None, "one of the two was given"
     with processes(run):
         language_model, tokenizer = load_model(run, model)
-        if prompt is not None and tokenizer is None:
-            raise ValueError("this model has no tokenizer: give the prompt as --prompt-ids 2,17,9")
         graph = attribute(
             language_model,
             load_transcoders(run, transcoders),
-            given,
+            one_prompt(prompt, prompt_ids, tokenizer),
             tokenizer=tokenizer,
             targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
             max_logits=max_logits,

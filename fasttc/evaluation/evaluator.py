@@ -1,7 +1,6 @@
 """evaluate: how well transcoders stand in for a model's MLPs, on held-out text."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 from fasttc.evaluation import metrics
 from fasttc.evaluation.metrics import FeatureStatistics, Prediction, recovered, row_cosines
 from fasttc.evaluation.report import FeatureReport, LayerReport, Report
-from fasttc.models import anatomy, capture, check_match, overridden
+from fasttc.models import anatomy, capture, check_match, evaluating, overridden
 from fasttc.nn import TranscoderSet
 from fasttc.training.data import TokenData, open_data
 from fasttc.training.packing import NO_LABEL, TokenBatch
@@ -74,7 +73,7 @@ def evaluate(
     )
     batches = opened.batches(split, batch_size, max_tokens=tokens)
     with (
-        _evaluating(model, tcs),
+        evaluating(model, *tcs),
         _Variants(model, tcs, per_layer) as run,
         torch.no_grad(),
         tqdm(total=tokens, desc="evaluate", unit="tok", disable=not progress) as bar,
@@ -198,20 +197,6 @@ def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """Rows of [B, T, D] as [n, D], float32 (float64 stays)."""
     kept = tensor.flatten(0, 1)[rows.to(tensor.device)]
     return kept if kept.dtype == torch.float64 else kept.float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module, tcs: TranscoderSet) -> Iterator[None]:
-    """Everything in evaluation mode, and as before afterwards."""
-    modules = [*model.modules(), *tcs]
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
 
 
 def _drift(tcs: TranscoderSet, base: TranscoderSet | None) -> list[tuple[Tensor | None, Tensor | None]]:

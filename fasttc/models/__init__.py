@@ -3,6 +3,7 @@
 The only layer that imports transformers and interp-engine, and only inside functions.
 """
 
+from fasttc.models._patch import evaluating as evaluating
 from fasttc.models.anatomy import Anatomy as Anatomy
 from fasttc.models.anatomy import LayerAnatomy as LayerAnatomy
 from fasttc.models.anatomy import anatomy as anatomy
@@ -11,6 +12,8 @@ from fasttc.models.capture import Capture as Capture
 from fasttc.models.capture import capture as capture
 from fasttc.models.families import FAMILIES as FAMILIES
 from fasttc.models.freeze import ffn_parameters as ffn_parameters
+from fasttc.models.hold import Held as Held
+from fasttc.models.hold import held as held
 from fasttc.models.hybrid import adapter_sites as adapter_sites
 from fasttc.models.hybrid import check_pair as check_pair
 from fasttc.models.hybrid import check_same_tokenizer as check_same_tokenizer
@@ -34,6 +37,7 @@ __all__ = [
     "FAMILIES",
     "Anatomy",
     "Capture",
+    "Held",
     "LayerAnatomy",
     "ablated",
     "adapter_sites",
@@ -45,8 +49,10 @@ __all__ = [
     "check_same_tokenizer",
     "default_sites",
     "embedding_inputs",
+    "evaluating",
     "ffn_parameters",
     "float64_exact",
+    "held",
     "hybrid",
     "load",
     "logit_directions",

@@ -1,4 +1,4 @@
-"""Attributes of a module instance, changed for a while and put back."""
+"""Modules changed for a while and put back: attributes of an instance, its forward, its mode."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,3 +28,16 @@ def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
     """Gives one module instance another ``forward``; its class and its hooks are not touched."""
     with patched_attributes(module, forward=forward):
         yield
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Everything in evaluation mode; each submodule gets its own mode back on exit, also by an exception."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

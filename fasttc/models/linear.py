@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fasttc.models._patch import evaluating
 from fasttc.models.anatomy import Anatomy, LayerAnatomy, anatomy, unwrap
 from fasttc.models.capture import capture
 from fasttc.models.norms import norm_eps
@@ -110,7 +111,7 @@ def layer_weights(model: nn.Module, *, dtype: torch.dtype) -> tuple[LayerWeights
         ValueError: not a supported model.
     """
     parts = anatomy(model)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         return tuple(_weights_of(model, parts, layer, dtype) for layer in parts.layers)
 
 
@@ -185,7 +186,7 @@ def freeze(
     recorder = _Recorder(model, parts, dtype)
     with (
         torch.no_grad(),
-        _evaluating(model),
+        evaluating(model),
         _eager(model),
         recorder.listening(),
         capture(model, sites) as seen,
@@ -297,18 +298,6 @@ class _Recorder:
             positions = torch.arange(entry.shape[0], device=entry.device)
             entry = entry - self._module(self.parts.position_embed)(positions)
         return entry.to(self.dtype)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
