@@ -13,6 +13,10 @@ SUITES = {  # name -> what it does
     "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
     "page": "the page in a browser: opening, dragging",
     "features": "evidence for 1,000 features over a million tokens: time and memory",
+    "memory": "the memory that PAT says it will need, against what it needs",
+    "prediction": "PAT of Gemma-2-2b on one H200, on paper",
+    "throughput": "PAT without the model's forward, against a plain PyTorch loop",
+    "sweeps": "around the ledger: width, distance of the fine-tuning, sparse autoencoders",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
     "report": "write the README's tables from the committed results",
 }

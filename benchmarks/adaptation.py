@@ -49,7 +49,10 @@ _ADAPT = tuple(2560 * 2**i for i in range(7))
 _SCRATCH = tuple(20_480 * 2**i for i in range(7))
 FULL = Plan(
     Size(2500, {"long": 2_621_440, "short": 327_680}, {"mild": (102_400, 1e-4), "severe": (1_000_000, 1e-3)}),
-    {"unadapted": (0,), "closed form": _ADAPT, "PAT": _ADAPT, "closed form + PAT": _ADAPT, "scratch": _SCRATCH},
+    {
+        "unadapted": (0,), "closed form": _ADAPT[::2], "PAT": _ADAPT[1::2], "closed form + PAT": _ADAPT,
+        "scratch": _SCRATCH,
+    },
     search=20_480,
     scratch_search=(81_920, 327_680),
     cells=tuple(

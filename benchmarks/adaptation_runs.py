@@ -14,7 +14,7 @@ from fasttc.evaluation import evaluate
 from fasttc.nn import TranscoderSet
 from fasttc.training import TokenData, adapt, train
 from fasttc.training.activations import RememberedSource
-from fasttc.training.quality import mean_fvu, measure
+from fasttc.training.quality import LayerQuality, mean_fvu, measure
 from fasttc.training.scratch import INITIAL_TOKENS, default_lr
 
 from .adaptation_costs import Shape, training_flops
@@ -115,8 +115,15 @@ class Bench:
             **self._measured(tcs),
         }
 
+    def fvu(self, tcs: TranscoderSet) -> float:
+        """Mean over layers, on test documents."""
+        return mean_fvu(self._layers(tcs))
+
+    def _layers(self, tcs: TranscoderSet) -> list[LayerQuality]:
+        return measure(self.source, list(tcs), self.data.batches("test", ROWS, max_tokens=FVU_TOKENS))
+
     def _measured(self, tcs: TranscoderSet) -> dict[str, Any]:
-        layers = measure(self.source, list(tcs), self.data.batches("test", ROWS, max_tokens=FVU_TOKENS))
+        layers = self._layers(tcs)
         replaced = evaluate(self.model, tcs, self.data, tokens=KL_TOKENS, per_layer=False)
         names = ("kl", "top1_error", "ce_original", "ce_replaced", "ce_ablated")
         return {

@@ -6,7 +6,7 @@ pass at 1e-3 ("severe"). *Quality*: how many tokens the base's transcoders were 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from fasttc import models
 from fasttc._files import atomic_file
 from fasttc.nn import TranscoderSet
 from fasttc.training import TokenData, finetune, open_data, train
-from fasttc.training.activations import RememberedSource, activation_source
+from fasttc.training.activations import RememberedSource, Source, activation_source
 from fasttc.training.scratch import default_lr
 
 TEXT = "{QUESTION} {CONTEXTS} {LONG_ANSWER}"
@@ -130,7 +130,14 @@ class World:
         return json.loads(path.read_text(encoding="utf-8"))
 
     @contextmanager
-    def activations(self, model: Any) -> Iterator[RememberedSource]:
-        """A source that runs ``model`` once over every document, however many runs read it."""
+    def activations(
+        self, model: Any, wrap: Callable[[Source], Source] = lambda source: source
+    ) -> Iterator[RememberedSource]:
+        """A source that runs ``model`` once over every document, however many runs read it.
+
+        Args:
+            model: the base or a fine-tuned one.
+            wrap: changes what is read before it is remembered.
+        """
         with activation_source(model, models.default_sites(model)) as source:
-            yield RememberedSource(source)
+            yield RememberedSource(wrap(source))

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import record
+from . import adaptation_report, record
 
 BLOCK = re.compile(
     r"(<!-- benchmarks:(?P<name>[\w/.-]+) -->\n).*?(<!-- /benchmarks:(?P=name) -->)", re.DOTALL
@@ -84,6 +84,10 @@ def _attribution(data: dict[str, Any]) -> str:
     return f"{_grid(['attribution', 'measured', 'target'], rows)}\n\n{source_line(data['environment'])}"
 
 
+def _adaptation(data: dict[str, Any]) -> str:
+    return f"{adaptation_report.readme(data)}\n\n{source_line(data['environment'])}"
+
+
 def rendered(text: str, results: Path) -> str:
     """The text with every block filled.
 
@@ -96,7 +100,7 @@ def rendered(text: str, results: Path) -> str:
         if not path.is_file():
             raise ValueError(f"block {match['name']}: expected the file {path}, found none")
         data = record.read(path)
-        tables = {"attribution": _attribution, "cpu": _cpu, "ops": _ops}
+        tables = {"adaptation": _adaptation, "attribution": _attribution, "cpu": _cpu, "ops": _ops}
         if data.get("kind") not in tables:
             raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")
         return f"{match[1]}\n{tables[data['kind']](data)}\n\n{match[3]}"

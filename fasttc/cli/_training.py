@@ -40,11 +40,26 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
         type=click.Choice(["first", "last", "both", "only", "none"]),
         help="Closed-form decoders before training, after it, both, or instead of it. Default: the method's.",
     )
-    @click.option("--update-tokens", type=int, help="Tokens in one update. Default: a whole block of rows.")
+    @click.option("--update-tokens", type=int, help="Tokens in one update. Default: the method's.")
+    @click.option("--buffer", default=1, show_default=True, help="Batches held in memory and mixed.")
+    @click.option(
+        "--patience", type=int, help="Stop after so many looks (of twenty) without a better held-out FVU."
+    )
     @functools.wraps(function)
-    def call(*args: Any, refit: str | None, update_tokens: int | None, **options: Any) -> None:
-        chosen = {} if refit is None else {"refit": None if refit == "none" else refit}
-        function(*args, closed={**chosen, "update_tokens": update_tokens}, **options)
+    def call(
+        *args: Any,
+        refit: str | None,
+        update_tokens: int | None,
+        buffer: int,
+        patience: int | None,
+        **options: Any,
+    ) -> None:
+        chosen: dict[str, Any] = {"buffer": buffer, "patience": patience}
+        if refit is not None:
+            chosen["refit"] = None if refit == "none" else refit
+        if update_tokens is not None:
+            chosen["update_tokens"] = update_tokens
+        function(*args, fitting=chosen, **options)
 
     return call
 
@@ -63,4 +78,5 @@ def layer_table(report: Any) -> str:
 
 def costs(report: Any) -> str:
     """What a training took, in one line."""
-    return f"{report.steps:,} steps, {report.tokens:,} tokens, {report.seconds:.1f} s"
+    stopped = f"\n{report.stopped}" if report.stopped else ""
+    return f"{report.steps:,} steps, {report.tokens:,} tokens, {report.seconds:.1f} s{stopped}"

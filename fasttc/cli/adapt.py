@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from fasttc.cli._carry_over import carried_over
 from fasttc.cli._common import Run, load_model, load_transcoders, verb
 from fasttc.cli._data import data_options
 from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
@@ -33,27 +34,32 @@ def command(
     out: Path,
     train: tuple[str, ...],
     training: dict[str, Any],
-    closed: dict[str, Any],
+    fitting: dict[str, Any],
     **options: Any,
 ) -> None:
     """Adapt the transcoders of a base model to MODEL, its fine-tuned descendant.
 
-    Starts from the base's weights and aims at the fine-tuned MLPs on the fine-tuned model's own inputs.
+    Starts from the base's weights and aims at the fine-tuned MLPs on the fine-tuned model's own inputs. The folder
+    OUT.run holds the log, the report and features.csv: for every feature whether its label still holds.
     """
-    from fasttc.training import adapt
+    from fasttc.training import adapt, open_data
 
     language_model, tokenizer = load_model(run, model)
+    base = load_transcoders(run, transcoders)
+    reading = {name: options.pop(name) for name in ("text", "context", "split_seed")}
+    opened = open_data(language_model, data, tokenizer, **reading)
     tcs, report = adapt(
         language_model,
-        load_transcoders(run, transcoders),
-        data,
-        tokenizer,
+        base,
+        opened,
         out=out,
         train=train or None,
         seed=run.seed,
         **options,
         **training,
-        **closed,
+        **fitting,
     )
-    result = {"out": str(out), **report.to_dict()}
-    run.finish(result, f"{layer_table(report)}\n\n{costs(report)}\nwrote {tcs!r}: {out}")
+    file = out.with_name(f"{out.name}.run") / "features.csv"
+    carried, shown = carried_over(language_model, base, tcs, opened, file, split="validation", tokens=16_384)
+    result = {"out": str(out), **report.to_dict(), **carried}
+    run.finish(result, f"{layer_table(report)}\n\n{shown}\n\n{costs(report)}\nwrote {tcs!r}: {out}")

@@ -43,7 +43,7 @@ def command(
     out: Path,
     layers: tuple[int, ...],
     training: dict[str, Any],
-    closed: dict[str, Any],
+    fitting: dict[str, Any],
     **options: Any,
 ) -> None:
     """Train transcoders for the MLPs of MODEL on its own activations over a text.
@@ -63,7 +63,7 @@ def command(
         seed=run.seed,
         **options,
         **training,
-        **closed,
+        **fitting,
     )
     result = {"out": str(out), **report.to_dict()}
     run.finish(result, f"{layer_table(report)}\n\n{costs(report)}\nwrote {tcs!r}: {out}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fasttc.evaluation import metrics
+from fasttc.evaluation.carry_over import check_same
 from fasttc.evaluation.metrics import FeatureStatistics, Prediction, recovered, row_cosines
 from fasttc.evaluation.report import FeatureReport, LayerReport, Report
 from fasttc.models import anatomy, capture, check_match, evaluating, overridden
@@ -203,14 +204,9 @@ def _drift(tcs: TranscoderSet, base: TranscoderSet | None) -> list[tuple[Tensor 
     """Per layer, cosines of encoder and decoder rows to the base's; Nones without a base."""
     if base is None:
         return [(None, None)] * len(tcs)
-    if base.layers != tcs.layers:
-        raise ValueError(f"base: expected transcoders of layers {tcs.layers}, got {base.layers}")
+    check_same(base, tcs)
     found: list[tuple[Tensor | None, Tensor | None]] = []
-    for site, ours, theirs in zip(tcs.sites, tcs, base, strict=True):
-        for name in ("W_enc", "W_dec"):
-            expected, got = list(getattr(ours, name).shape), list(getattr(theirs, name).shape)
-            if expected != got:
-                raise ValueError(f"base: layer {site.layer}: expected {name} {expected}, got {got}")
+    for ours, theirs in zip(tcs, base, strict=True):
         found.append((row_cosines(ours.W_enc, theirs.W_enc), row_cosines(ours.W_dec, theirs.W_dec)))
     return found
 

@@ -32,10 +32,11 @@ class ActivationSource:
     Made by :func:`activation_source`, which puts the hooks in place and takes them off.
     """
 
-    def __init__(self, trunk: nn.Module, record, device: torch.device) -> None:
+    def __init__(self, trunk: nn.Module, record, device: torch.device, rows: int | None = None) -> None:
         self._trunk = trunk
         self._record = record
         self._device = device
+        self._rows = rows
 
     @property
     def sites(self) -> list[Site]:
@@ -53,10 +54,22 @@ class ActivationSource:
         The N tokens are those of ``batch.mask`` (neither padding nor first of their document), in order. Positions
         the sites zero beyond the first are left out too.
         """
-        kept = self.places(batch)
-        self._trunk(**batch.to(self._device).model_inputs)
-        xs, ys = ([_rows(t, kept) for t in part] for part in (self._record.x, self._record.y))
-        self._record.clear()
+        kept = torch.zeros(batch.mask.numel(), dtype=torch.bool)
+        kept[self.places(batch).cpu()] = True
+        kept = kept.view_as(batch.mask)
+        ids, positions = batch.input_ids.to(self._device), batch.position_ids.to(self._device)
+        rows = self._rows or len(ids)
+        found: list[tuple[list[Tensor], list[Tensor]]] = []
+        for start in range(0, len(ids), rows):
+            part = slice(start, start + rows)
+            self._trunk(input_ids=ids[part], position_ids=positions[part], use_cache=False)
+            places = kept[part].flatten().nonzero()[:, 0]
+            xs, ys = ([_rows(t, places) for t in side] for side in (self._record.x, self._record.y))
+            found.append((xs, ys))
+            self._record.clear()
+        if len(found) == 1:
+            return found[0]
+        xs, ys = ([torch.cat(t) for t in zip(*(f[side] for f in found), strict=True)] for side in (0, 1))
         return xs, ys
 
 
@@ -122,13 +135,14 @@ class RememberedSource:
 
 @contextmanager
 def activation_source(
-    model: nn.Module, sites: Sequence[Site], source: Source | None = None
+    model: nn.Module, sites: Sequence[Site], source: Source | None = None, rows: int | None = None
 ) -> Iterator[Source]:
     """Yields an :class:`ActivationSource`; the model is in evaluation mode meanwhile and as before afterwards.
 
     Args:
         model, sites: where to read.
         source: yielded instead, if it reads at these layers.
+        rows: of a block that pass the model together; None: all.
 
     Raises:
         ValueError: a source of other sites.
@@ -145,7 +159,7 @@ def activation_source(
     model.eval()
     try:
         with capture(model, sites) as record:
-            yield ActivationSource(trunk, record, device)
+            yield ActivationSource(trunk, record, device, rows)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -11,8 +11,16 @@ import torch
 from fasttc.models import check_match
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source, activation_source
-from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, refit_first, refit_last, sample
+from fasttc.training.closed_form import (
+    HELD_OUT_TOKENS,
+    collect_after,
+    held_out_watch,
+    refit_first,
+    refit_last,
+    sample,
+)
 from fasttc.training.fit import (
+    announce,
     finish_transcoders,
     model_name,
     run_loop,
@@ -20,7 +28,7 @@ from fasttc.training.fit import (
     validation_quality,
 )
 from fasttc.training.loop import Progress, Run
-from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
+from fasttc.training.options import Refit, TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
 from fasttc.training.report import TranscoderReport
 from fasttc.training.scratch import default_lr
@@ -28,6 +36,9 @@ from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, a
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
+RATE = 0.25
+"""Of the learning rate from scratch: measured with updates of 256 tokens and a refit at the end, after mild and after
+severe fine-tuning; higher rates first undo what the base has learnt."""
 COLLECT_AFTER = 0.0
 """Share of the updates whose codes the last refit leaves out: none, the encoder moves little."""
 
@@ -47,6 +58,8 @@ class AdaptOptions(TranscoderOptions):
             most ten million.
     """
 
+    update_tokens: int | None = 256
+    refit: Refit = "auto"
     train: tuple[str, ...] | None = None
     train_threshold: bool = False
     target_l0: float | None = None
@@ -62,9 +75,11 @@ class AdaptOptions(TranscoderOptions):
             wrong = [name for name in names if name not in allowed]
             if wrong or not names:
                 raise ValueError(f"train: expected some of {', '.join(allowed)}, got {wrong or 'none'}")
+            self.settle("last" if {"W_dec", "b_dec"} <= set(names) else None)
             if self.refit and not {"W_dec", "b_dec"} <= set(names):
                 raise ValueError(f"refit: expected W_dec and b_dec among train, got {', '.join(names)}")
             object.__setattr__(self, "train", names)
+        self.settle("last")
         if self.target_l0 is not None and not self.target_l0 > 0:
             raise ValueError(f"target_l0: expected a number > 0, got {self.target_l0!r}")
         if not self.aux >= 0:
@@ -105,8 +120,7 @@ def adapt(
         tcs: transcoders of the base model; they are not changed either. Any subset of the layers.
         data, tokenizer, source, out, resume, progress, callbacks, checkpoint_every, log_every: as in
             :func:`fasttc.training.train`.
-        options: fields of :class:`AdaptOptions`. The default of ``lr`` is that of training from scratch: half of it was
-            worse after mild and after severe fine-tuning, at 20 to 80 thousand tokens.
+        options: fields of :class:`AdaptOptions`. The default of ``lr`` is a quarter of that of training from scratch.
 
     Returns:
         (adapted transcoders in the dtype of the base's, report with the quality before and after).
@@ -120,30 +134,31 @@ def adapt(
     check_match(model, tcs, tcs.layers)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
-    stream = tokens.stream("train", config.batch_size, seed=config.seed)
-    with seeded(config.seed), activation_source(model, tcs.sites, source) as activations:
+    stream = tokens.stream("train", config.block_rows, seed=config.seed)
+    announce(run, model, list(tcs), config, tokens.context, config.trained())
+    with seeded(config.seed), activation_source(model, tcs.sites, source, config.batch_size) as activations:
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
         transcoders = [_working_copy(tc, x) for tc, x in zip(tcs, held_out[0], strict=True)]
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
         refits = refit_first(activations, transcoders, stream, config, held_out)
         objective = _objective(config, transcoders, before, tokens.context)
-        lr, parts = config.lr or default_lr(transcoders[0].d_in), config.parts(tokens.context)
+        steps = config.steps(tokens.context, refits.tokens)
+        lr, parts = config.lr or RATE * default_lr(transcoders[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
             activations,
             objective,
             [activation_scales(x, y) for x, y in zip(*held_out, strict=True)],
             trained=config.trained(),
-            collect_after=collect_after(
-                config, parts * config.steps(tokens.context, refits.tokens), COLLECT_AFTER
-            ),
+            collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
             parts=parts,
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
         origin = {"sites": [site.to_dict() for site in activations.sites], "base": _fingerprint(tcs)}
-        outcome = run_loop(task, tokens, model, config, lr, run, origin, stream, refits.tokens)
+        watch = held_out_watch(task, held_out, config, steps)
+        outcome = run_loop(task, tokens, model, config, lr, run, origin, stream, refits.tokens, watch)
         refit_last(task, held_out, refits)
         layers = validation_quality(activations, transcoders, tokens, config)
         target = objective.target_l0

@@ -11,11 +11,16 @@ from fasttc.nn import Transcoder
 from fasttc.training.activations import Source
 from fasttc.training.data import TokenData, TokenStream
 from fasttc.training.options import TranscoderOptions
+from fasttc.training.quality import LayerStatistics
 from fasttc.training.refit import DecoderSums, refit
 from fasttc.training.transcoding import TranscoderTask
+from fasttc.training.watch import Watch
 
 HELD_OUT_TOKENS = 4096
 """Validation tokens whose activations are held: they choose the ridge, and give the scales of x and y."""
+LOOKS = 20
+"""Looks at held-out quality in the whole of a training that may stop early."""
+
 Activations = tuple[list[Tensor], list[Tensor]]
 """x [N, D] and y [N, D_out] of every layer."""
 
@@ -82,7 +87,7 @@ def collect_after(options: TranscoderOptions, updates: int, share: float) -> int
 
 def refit_last(task: TranscoderTask, held_out: Activations, refits: Refits) -> None:
     """Puts the best decoders for the codes of the training in place, and notes their ridges."""
-    if task.sums:
+    if task.sums and task.sums[0].finite:
         refits.last = _refit_all(task.transcoders, task.sums, held_out)
 
 
@@ -93,3 +98,23 @@ def _refit_all(
     for transcoder, total, x, y in zip(transcoders, sums, *held_out, strict=True):
         found.append(refit(transcoder.eval(), total, x, y))
     return found
+
+
+def held_out_watch(
+    task: TranscoderTask, held_out: Activations, options: TranscoderOptions, steps: int
+) -> Watch | None:
+    """Looks at the mean FVU on held-out tokens, :data:`LOOKS` times in all; None without ``options.patience``."""
+    if options.patience is None:
+        return None
+    weights = {f"{i}.{name}": p for i, t in enumerate(task.transcoders) for name, p in t.named_parameters()}
+
+    def measure() -> float:
+        found = []
+        for transcoder, x, y in zip(task.transcoders, *held_out, strict=True):
+            statistics = LayerStatistics(transcoder.eval())
+            statistics.add(x, y)
+            transcoder.train()
+            found.append(statistics.result(0).fvu)
+        return sum(found) / len(found)
+
+    return Watch(max(1, steps // LOOKS), options.patience, measure, weights)

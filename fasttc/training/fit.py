@@ -1,12 +1,14 @@
 """What training from scratch and adapting have in common: transcoders, a source, an objective, a report."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm.auto import tqdm
 
 import fasttc
 from fasttc._files import write_json
@@ -15,10 +17,12 @@ from fasttc.training.activations import Source
 from fasttc.training.checkpoint import model_fingerprint
 from fasttc.training.data import TokenData, TokenStream
 from fasttc.training.loop import Loop, Outcome, Run
-from fasttc.training.options import TrainingOptions
+from fasttc.training.memory import estimate
+from fasttc.training.options import TrainingOptions, TranscoderOptions
 from fasttc.training.quality import LayerQuality, measure
 from fasttc.training.report import TranscoderReport, common
 from fasttc.training.transcoding import TranscoderTask
+from fasttc.training.watch import Watch
 
 
 def validation_quality(
@@ -27,6 +31,20 @@ def validation_quality(
     """Quality on validation documents."""
     batches = data.batches("validation", options.batch_size, max_tokens=options.validation_tokens)
     return measure(source, transcoders, batches)
+
+
+def announce(
+    run: Run,
+    model: nn.Module,
+    transcoders: Sequence[Transcoder],
+    options: TranscoderOptions,
+    context: int,
+    trained: Sequence[str] | None = None,
+) -> None:
+    """Says how much memory a training will need, where progress is shown, before it takes any."""
+    if run.progress:
+        needed = estimate(model, transcoders, options, context, trained)
+        tqdm.write(f"{run.label}: memory {needed}", file=sys.stderr)
 
 
 def run_loop(
@@ -39,12 +57,14 @@ def run_loop(
     extra: dict[str, Any] | None = None,
     stream: TokenStream | None = None,
     taken: int = 0,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Trains for the whole budget. A checkpoint is good for the same options, data and model only.
 
     Args:
         stream: of training blocks; None: from its start.
         taken: tokens of the budget that are gone already; they count in the outcome.
+        watch: see :class:`fasttc.training.loop.Loop`.
     """
     steps = options.steps(data.context, taken)
     identity = {
@@ -58,13 +78,14 @@ def run_loop(
     }
     outcome = Loop(
         task=task,
-        stream=stream or data.stream("train", options.batch_size, seed=options.seed),
+        stream=stream or data.stream("train", options.block_rows, seed=options.seed),
         steps=steps,
         lr=lr,
         warmup=options.warmup,
         decay=options.decay,
         run=run,
         config=identity,
+        watch=watch,
     ).run_all()
     return replace(outcome, tokens=outcome.tokens + taken)
 

@@ -19,6 +19,7 @@ from fasttc.training.checkpoint import check_same, load_checkpoint, save_checkpo
 from fasttc.training.data import TokenStream
 from fasttc.training.optimiser import Optimiser, schedule
 from fasttc.training.packing import TokenBatch
+from fasttc.training.watch import Watch
 
 
 class Task(Protocol):
@@ -124,13 +125,14 @@ class Diverged(ValueError):
 
 @dataclass
 class Outcome:
-    """What a loop has done: totals over all sittings and the last averaged metrics."""
+    """What a loop has done: totals over all sittings, the last averaged metrics, and why it stopped early if it did."""
 
     steps: int
     tokens: int
     epochs: int
     seconds: float
     metrics: dict[str, Any]
+    stopped: str = ""
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Loop:
         lr, warmup, decay: the schedule; ``warmup`` is a share of all updates.
         run: see :class:`Run`.
         config: what a checkpoint has to agree on to be resumed (JSON types).
+        watch: stops early, and ends with its best weights, also when the loss diverges; None: neither.
     """
 
     task: Task
@@ -154,6 +157,7 @@ class Loop:
     decay: str
     run: Run
     config: dict[str, Any]
+    watch: Watch | None = None
     _step: int = 0
     _tokens: int = 0
     _seconds: float = 0.0
@@ -162,6 +166,7 @@ class Loop:
     _last: dict[str, Any] = field(default_factory=dict)
     _in_step: bool = False
     _saved_at: int | None = None
+    _stopped: str = ""
 
     def run_all(self) -> Outcome:
         """Trains to the end, or raises :class:`Interrupted` or :class:`Diverged`."""
@@ -170,13 +175,14 @@ class Loop:
         try:
             with _stop_flag() as stopped, self._bar() as bar:
                 started = time.perf_counter() - self._seconds
-                while self._step < self.steps:
+                while self._step < self.steps and not self._stopped:
                     self._one_step()
                     self._seconds = time.perf_counter() - started
                     bar.update()
                     due = self._step % every == 0 and self._step < self.steps
                     if due or stopped() or self._step % self.run.log_every == 0 or self._step == self.steps:
                         self._flush(bar)
+                    self._look()
                     if due:
                         self._save()
                     if stopped():
@@ -185,7 +191,22 @@ class Loop:
                         callback(Progress(self._step, self.steps, self._tokens, self.task))
         except KeyboardInterrupt:
             raise self._interrupted() from None
-        return Outcome(self.steps, self._tokens, self.stream.epoch, self._seconds, self._last)
+        except Diverged as error:
+            if self.watch is None or not self.watch.put_back():
+                raise
+            self._stopped = f"{error}; kept the weights of step {self.watch.best_step}"
+        else:
+            if self.watch is not None:
+                self.watch.put_back()
+        return Outcome(self._step, self._tokens, self.stream.epoch, self._seconds, self._last, self._stopped)
+
+    def _look(self) -> None:
+        watch, step = self.watch, self._step
+        due = watch is not None and (step % watch.every == 0 or step == self.steps)
+        if watch is not None and due and watch.look(step):
+            self._stopped = (
+                f"no better on held-out tokens after step {watch.best_step}: stopped at step {step}"
+            )
 
     def _one_step(self) -> None:
         self._in_step = True
@@ -251,6 +272,8 @@ class Loop:
         self.task.optimiser.restore(_under(tensors, "optimiser."))
         self.task.restore(_under(tensors, "task."), values["task"])
         self.stream.restore(values["stream"])
+        if self.watch is not None:
+            self.watch.restore(_under(tensors, "watch."), values["watch"])
         self._step, self._tokens, self._seconds = values["step"], values["tokens"], values["seconds"]
         self._lowest = math.inf if values["lowest"] is None else values["lowest"]
         self._last = values["last"]
@@ -272,6 +295,8 @@ class Loop:
         tensors, values = self.task.state()
         named = {f"optimiser.{name}": t for name, t in self.task.optimiser.state().items()}
         named |= {f"task.{name}": t for name, t in tensors.items()}
+        watched = ({}, None) if self.watch is None else self.watch.state()
+        named |= {f"watch.{name}": t for name, t in watched[0].items()}
         state = {
             "config": self.config,
             "step": self._step,
@@ -281,6 +306,7 @@ class Loop:
             "last": self._last,
             "stream": self.stream.state(),
             "task": values,
+            "watch": watched[1],
         }
         save_checkpoint(self.run.checkpoint, named, state)
         self._saved_at = self._step

@@ -13,7 +13,8 @@ from torch import nn
 from fasttc.training.data import TokenData, open_data
 from fasttc.training.optimiser import check_schedule
 
-REFITS = ("first", "last", "both", "only")
+Refit = Literal["auto", "first", "last", "both", "only"] | None
+REFITS = ("auto", "first", "last", "both", "only")
 """When a closed form gives the decoder."""
 
 
@@ -75,7 +76,12 @@ class TrainingOptions:
 
     def steps(self, context: int, taken: int = 0) -> int:
         """Blocks for the budget less ``taken`` tokens."""
-        return max(0, math.ceil((self.tokens - taken) / (self.batch_size * context)))
+        return max(0, math.ceil((self.tokens - taken) / (self.block_rows * context)))
+
+    @property
+    def block_rows(self) -> int:
+        """Rows in a block of the stream."""
+        return self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, so that it compares equal to what a checkpoint gives back."""
@@ -99,21 +105,29 @@ class TranscoderOptions(TrainingOptions):
     """Options of every training of transcoders.
 
     Attributes:
-        update_tokens: tokens in one update. A block (``batch_size * context``) larger than that is mixed and shared
-            out over several updates, which costs no further forward of the model. None: one update for a block.
+        buffer: batches whose activations are held in memory, mixed, and only then given out: tokens of an update then
+            come from that many more documents. Costs ``8 D`` bytes for every token and layer, no forward.
+        update_tokens: tokens in one update. A block (``buffer * batch_size * context``) larger than that is mixed and
+            shared out over several updates, which costs no further forward of the model. None: a batch.
+        patience: looks at held-out FVU (on 4096 validation tokens; twenty in the whole budget) without a new best
+            after which training stops, with the best weights; also if the loss diverges. None: no looks.
         refit: closed-form decoders (:mod:`fasttc.training.refit`): "first", before training, on ``refit_tokens``;
             "last", after it, from the codes it made on the way (from scratch: in its second half), which costs no
-            token; "both"; "only", on the whole budget, without a gradient step; None.
+            token; "both"; "only", on the whole budget, without a gradient step; None. "auto": "last" for an adaptation
+            that trains decoders, else None.
         refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
     """
 
+    buffer: int = 1
     update_tokens: int | None = None
-    refit: Literal["first", "last", "both", "only"] | None = None
+    patience: int | None = None
+    refit: Refit = None
     refit_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("update_tokens", "refit_tokens"):
+        self.positive_int("buffer")
+        for name in ("update_tokens", "patience", "refit_tokens"):
             if getattr(self, name) is not None:
                 self.positive_int(name)
         if self.refit not in (*REFITS, None):
@@ -127,8 +141,12 @@ class TranscoderOptions(TrainingOptions):
 
     def parts(self, context: int) -> int:
         """Updates for a block."""
-        block = self.batch_size * context
-        return max(1, round(block / (self.update_tokens or block)))
+        batch = self.batch_size * context
+        return max(1, round(self.buffer * batch / (self.update_tokens or batch)))
+
+    @property
+    def block_rows(self) -> int:
+        return self.buffer * self.batch_size
 
     def first_tokens(self) -> int:
         """Tokens of the budget that a closed form takes before training."""
@@ -136,6 +154,11 @@ class TranscoderOptions(TrainingOptions):
             return self.tokens
         share = min(self.tokens // 4, 2**20) if self.refit_tokens is None else self.refit_tokens
         return share if self.refit in ("first", "both") else 0
+
+    def settle(self, refit: Refit) -> None:
+        """Takes ``refit`` for "auto"."""
+        if self.refit == "auto":
+            object.__setattr__(self, "refit", refit)
 
 
 Options = TypeVar("Options", bound=TrainingOptions)

@@ -80,6 +80,11 @@ class DecoderSums:
             self._targets[n:] += x.T @ y
             self._sum[n:] += x.sum(0)
 
+    @property
+    def finite(self) -> bool:
+        """Whether nothing that was added overflowed or was not a number."""
+        return bool(self._targets.isfinite().all())
+
     def state(self) -> dict[str, Tensor]:
         """All sums by name."""
         count = torch.tensor(self.tokens)

@@ -22,6 +22,8 @@ class Report:
         seed: of the run.
         config: the options, defaults filled in.
         last: metrics averaged over the last steps.
+        stopped: why it ended before its budget: the loss diverged at a step, or held-out quality got no better. Empty
+            otherwise.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Report:
     seed: int
     config: dict[str, Any]
     last: dict[str, Any] = field(repr=False)
+    stopped: str = field(default="", kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -80,6 +83,7 @@ def common(kind: str, outcome: Outcome, data: Any, seed: int, config: dict[str, 
         "seed": seed,
         "config": config,
         "last": outcome.metrics,
+        "stopped": outcome.stopped,
     }
 
 

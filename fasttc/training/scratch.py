@@ -13,8 +13,22 @@ from fasttc.models import default_sites
 from fasttc.nn import Site, Transcoder, TranscoderSet
 from fasttc.nn.transcoder import Activation, TranscoderConfig
 from fasttc.training.activations import Source, activation_source
-from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, refit_first, refit_last, sample
-from fasttc.training.fit import finish_transcoders, model_name, run_loop, save_result, validation_quality
+from fasttc.training.closed_form import (
+    HELD_OUT_TOKENS,
+    collect_after,
+    held_out_watch,
+    refit_first,
+    refit_last,
+    sample,
+)
+from fasttc.training.fit import (
+    announce,
+    finish_transcoders,
+    model_name,
+    run_loop,
+    save_result,
+    validation_quality,
+)
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.report import TranscoderReport
@@ -62,6 +76,7 @@ class ScratchOptions(TranscoderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.settle(None)
         for name in ("n_features", "k"):
             self.positive_int(name)
         for name in ("k_aux", "dead_after"):
@@ -121,12 +136,14 @@ def train(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
-    stream = tokens.stream("train", config.batch_size, seed=config.seed)
-    with seeded(config.seed), activation_source(model, chosen, source) as activations:
+    stream = tokens.stream("train", config.block_rows, seed=config.seed)
+    with seeded(config.seed), activation_source(model, chosen, source, config.batch_size) as activations:
         xs, ys = sample(activations, tokens, "train", config.batch_size, INITIAL_TOKENS)
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
         transcoders = initial_transcoders(xs, ys, config)
+        announce(run, model, transcoders, config, tokens.context)
         refits = refit_first(activations, transcoders, stream, config, held_out)
+        steps = config.steps(tokens.context, refits.tokens)
         lr, parts = config.lr or default_lr(transcoders[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
@@ -134,15 +151,14 @@ def train(
             _objective(config, tokens.context),
             [activation_scales(x, y) for x, y in zip(xs, ys, strict=True)],
             decoder_scale=1.0,
-            collect_after=collect_after(
-                config, parts * config.steps(tokens.context, refits.tokens), COLLECT_AFTER
-            ),
+            collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
             parts=parts,
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
         where = {"sites": [site.to_dict() for site in activations.sites]}
-        outcome = run_loop(task, tokens, model, config, lr, run, where, stream, refits.tokens)
+        watch = held_out_watch(task, held_out, config, steps)
+        outcome = run_loop(task, tokens, model, config, lr, run, where, stream, refits.tokens, watch)
         refit_last(task, held_out, refits)
         layers = validation_quality(activations, transcoders, tokens, config)
         settings = {**config.to_dict(), "lr": lr, "context": tokens.context}

@@ -1,0 +1,110 @@
+"""What PAT of Gemma-2-2b would cost on one H200, on paper: tokens, FLOPs, seconds and memory from the roofline.
+
+    python -m benchmarks prediction
+
+Nothing here is measured on that card: every figure printed is a prediction from the sizes of the model, the published
+rates of the card and the shares of them that are assumed below.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from fasttc.nn import Transcoder
+from fasttc.training.adapt import AdaptOptions
+from fasttc.training.memory import estimate
+
+from .adaptation_costs import Shape, adam_flops, forward_flops, step_flops
+
+GEMMA = Shape(
+    layers=26, d_in=2304, n_features=16_384, k=64, matrices=26 * (2 * 2304 * 2048 + 2 * 2304 * 1024 + 3 * 2304 * 9216),
+    context=1024, width=2048,
+)  # fmt: skip
+PEAK_FLOPS, PEAK_BYTES = 989e12, 4.8e12  # H200: dense bfloat16, HBM3e; the maker's figures
+SHARE_FLOPS, SHARE_BYTES = 0.5, 0.7  # of them that are assumed to be reached
+PAPER = {
+    "adapting": (1e6, 0.2),
+    "from scratch": (1e9, 210.0),
+}  # tokens, H100-hours, as the paper reports them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on paper.
+
+    Attributes:
+        name: of it.
+        tokens: processed.
+        update_tokens: in one update: Adam reads and writes all weights for each.
+    """
+
+    name: str
+    tokens: float
+    update_tokens: int
+
+
+RUNS = (
+    Run("PAT, updates of 256 tokens", 1e6, 256),
+    Run("PAT, updates of 4,096 tokens", 1e6, 4096),
+    Run("from scratch, updates of 4,096 tokens", 1e9, 4096),
+)
+
+
+def seconds(run: Run, shape: Shape = GEMMA) -> dict[str, float]:
+    """Predicted seconds by part: each the slower of its arithmetic and its traffic."""
+    rate, traffic = SHARE_FLOPS * PEAK_FLOPS, SHARE_BYTES * PEAK_BYTES
+    weights = shape.layers * 2 * shape.d_in * shape.n_features
+    updates = run.tokens / run.update_tokens
+    # Decode, the codes' gradient and two sums over tokens: K rows of two bytes each, for every token and layer.
+    gathered = 4 * 2 * shape.k * shape.d_in * shape.layers
+    encode = 2 * shape.d_in * shape.n_features * shape.layers
+    return {
+        "model forward": run.tokens * forward_flops(shape) / rate,
+        "encode": run.tokens * encode / rate,
+        "decode and gradients": run.tokens * max((step_flops(shape) - encode) / rate, gathered / traffic),
+        "Adam": updates
+        * max(adam_flops(shape) / 67e12, 32 * weights / traffic),  # float32: weight, gradient, moments
+    }
+
+
+def memory(shape: Shape = GEMMA) -> tuple[float, str]:
+    """Predicted bytes of PAT without a closed form, the model in bfloat16 included; and the parts."""
+    tcs = [
+        Transcoder(shape.d_in, shape.n_features, k=shape.k, device="meta", dtype=torch.float32)
+        for _ in range(shape.layers)
+    ]
+    options = AdaptOptions(tokens=10**6, batch_size=4, context=shape.context, refit=None)
+    found = estimate(_Sizes(), tcs, options, shape.context)
+    return found.total + 2 * shape.matrices + 2 * 256_000 * shape.d_in, str(found)
+
+
+class _Sizes:
+    """What the estimate reads of Gemma-2-2b."""
+
+    class config:
+        hidden_size, intermediate_size, num_attention_heads = 2304, 9216, 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks prediction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
+    print("Gemma-2-2b, 26 layers x 16,384 features, K = 64, one H200. Every figure is a PREDICTION.\n")
+    print("| run | tokens | PFLOP | model forward s | encode s | decode, gradients s | Adam s | GPU-hours |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for run in RUNS:
+        parts = seconds(run)
+        flops = run.tokens * (forward_flops(GEMMA) + step_flops(GEMMA))
+        flops += run.tokens / run.update_tokens * adam_flops(GEMMA)
+        shown = " | ".join(f"{value:,.0f}" for value in parts.values())
+        print(
+            f"| {run.name} | {run.tokens:.0e} | {flops / 1e15:,.1f} | {shown} | {sum(parts.values()) / 3600:.3f} |"
+        )
+    for name, (tokens, hours) in PAPER.items():
+        print(f"| the paper, {name} (reported, H100) | {tokens:.0e} | | | | | | {hours} |")
+    total, parts = memory()
+    print(f"\nMemory of PAT (prediction): {total / 1e9:.0f} GB with the model in bfloat16; {parts}")
+    return 0
