@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from fasttc.attribution.prompt import Prompt, token_ids, token_names
 from fasttc.attribution.rows import Kept, Rows, merge_rows
 from fasttc.attribution.sources import Sources, find_sources
 from fasttc.attribution.targets import Resolver, Root, Target
-from fasttc.attribution.team import Team, the_team
+from fasttc.attribution.team import ALONE, Team, the_team
 from fasttc.attribution.trace import Progress, Sweep
 from fasttc.graph import Graph
 from fasttc.models import check_match
@@ -41,6 +41,7 @@ class _Options:
     weight_dtype: torch.dtype | None = None
     progress: bool = False
     prepend_bos: bool = True
+    distributed: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.edge_share <= 1:
@@ -76,6 +77,7 @@ def attribute(
     weight_dtype: torch.dtype | None = None,
     progress: bool = False,
     prepend_bos: bool = True,
+    distributed: bool = True,
 ) -> Graph:
     """The attribution graph of one prompt.
 
@@ -107,9 +109,9 @@ def attribute(
             cores on a GPU, with float32 sums.
         progress: shows a progress bar.
         prepend_bos: puts a beginning-of-sequence token in front of text that has no special token there.
-
-    Inside an initialised ``torch.distributed`` group (any back end), all processes call this with the same arguments;
-    they share the targets, and each gets the whole graph, the same as that of a single process.
+        distributed: inside an initialised ``torch.distributed`` group (any back end), all processes call this with
+            the same arguments; they share the targets, and each gets the whole graph, the same as that of a single
+            process. False: this process works alone.
 
     Returns:
         Graph on the CPU: the features from which a path of edges can lead to a target, all errors and tokens.
@@ -135,6 +137,7 @@ def attribute(
         weight_dtype=weight_dtype,
         progress=progress,
         prepend_bos=prepend_bos,
+        distributed=distributed,
     )
     (graph,) = _graphs(model, tcs, [prompt], options)
     return graph
@@ -169,7 +172,7 @@ def _graphs(
     assert options.dtype is not None and options.weight_dtype is not None, "both were just set"  # noqa: PT018
     weights = layer_weights(model, dtype=options.weight_dtype)
     last = unembedding(model)
-    with the_team() as team:
+    with the_team() if options.distributed else nullcontext(ALONE) as team:
         for prompt in prompts:
             yield _one_graph(model, tcs, prompt, options, weights, last, team)
 

@@ -59,6 +59,7 @@ def main(rank: int, folder: Path) -> None:
 
     told = {"bad target": message(lambda: fasttc.attribute(model, tcs, IDS, targets=[99]))}
     told["prompts"] = message(lambda: fasttc.attribute(model, tcs, IDS[rank:]))
+    told["on their own"] = message(lambda: fasttc.attribute(model, tcs, IDS[rank:], distributed=False))
     told["afterwards"] = message(lambda: fasttc.attribute(model, tcs, IDS))
     small = {} if rank == 0 else {"targets": [99]}
     told["one fails early"] = message(lambda: fasttc.attribute(model, tcs, IDS, **small))
