@@ -11,7 +11,6 @@ held against those measured in circuit-tracer itself.
 """
 
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,8 @@ from torch import Tensor
 
 from fasttc import TranscoderSet
 from fasttc.models import anatomy
+
+from .clock import now
 
 MAX_LOGITS, LOGIT_PROB = 10, 0.95
 
@@ -200,10 +201,10 @@ class Replicated:
         self._inject = (layers, positions, vectors)
         start = residuals[int(layers.max())]
         inside = self.seconds["features"] + self.seconds["errors and tokens"]
-        began = time.perf_counter()
+        began = now()
         start.backward(gradient=torch.zeros_like(start), retain_graph=True)
         inside = self.seconds["features"] + self.seconds["errors and tokens"] - inside
-        self.seconds["backward"] += time.perf_counter() - began - inside
+        self.seconds["backward"] += now() - began - inside
         return self._buffer.T[: len(layers)].cpu()
 
     def _rows(
@@ -240,9 +241,9 @@ class Replicated:
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = now()
         yield
-        self.seconds[part] += time.perf_counter() - start
+        self.seconds[part] += now() - start
 
 
 def _places(features: Tensor, chosen: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """What is measured, one process each: every function here runs in a process of its own and returns what JSON can hold.
 
-Times are wall-clock seconds on one thread. Memory is the peak of the resident set above what the process held with
-model and transcoders loaded, in its first run (after one of a few tokens, so that libraries are set up).
+Times are seconds of CPU on one thread (:func:`.clock.now`). Memory is the peak of the resident set above what the
+process held with model and transcoders loaded, in its first run (after one of a few tokens, so that libraries are set
+up).
 """
 
 import ctypes
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,15 +21,16 @@ from fasttc.attribution import attribute_many
 from fasttc.benchmarks.cpu import resident
 
 from . import case, dense_prune
+from .clock import now
 from .replicated import Dense, Replicated
 
 PROMPT_SEED = 7
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+    start = now()
     result = call()
-    return time.perf_counter() - start, result
+    return now() - start, result
 
 
 def extra_memory(call: Callable[[], Any]) -> tuple[int, float, Any]:

@@ -41,7 +41,11 @@ def run_two(tiny_model, random_set, tmp_path):
         subprocess.Popen([sys.executable, SCRIPT, str(rank), tmp_path], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     codes = [process.returncode for process in processes]
     assert codes == [0, 3], errors
     return model, tcs, tmp_path, time.monotonic() - start
