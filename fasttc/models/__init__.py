@@ -26,6 +26,7 @@ from fasttc.models.precision import float64_exact as float64_exact
 from fasttc.models.replace import ablated as ablated
 from fasttc.models.replace import overridden as overridden
 from fasttc.models.replace import replaced as replaced
+from fasttc.models.residuals import residuals as residuals
 from fasttc.models.sample import sample as sample
 from fasttc.models.sites import bind_sites as bind_sites
 from fasttc.models.sites import check_match as check_match
@@ -60,6 +61,7 @@ __all__ = [
     "normalized",
     "overridden",
     "replaced",
+    "residuals",
     "sample",
     "steered",
     "unwrap",

@@ -1,6 +1,6 @@
 """The hybrid of two models, with the MLPs of the base in the fine-tuned one, and adapters beside MLPs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ from fasttc.models.anatomy import Anatomy, anatomy
 from fasttc.models.replace import Override, overridden
 from fasttc.models.sites import bind, check_match
 from fasttc.nn import AdapterSet, Site, TranscoderAdapter
+
+Contribution = Callable[[Tensor], Tensor]
 
 
 def adapter_sites(model: nn.Module) -> list[Site]:
@@ -22,7 +24,7 @@ def adapter_sites(model: nn.Module) -> list[Site]:
 def hybrid(
     target: nn.Module,
     base: nn.Module,
-    adapters: AdapterSet | None = None,
+    adapters: AdapterSet | Mapping[int, Contribution] | None = None,
     *,
     layers: Sequence[int] | None = None,
 ) -> Iterator[nn.Module]:
@@ -39,7 +41,8 @@ def hybrid(
     Args:
         target: the fine-tuned model.
         base: the model it came from: same family, shapes and vocabulary. It may lie on another device.
-        adapters: of all layers of the hybrid, or more; None: the hybrid without adapters.
+        adapters: of all layers of the hybrid, or more; None: the hybrid without adapters. Or any functions from x
+            [batch, T, D] to what is added, by layer.
         layers: only these layers are the base's, the others stay the target's own; None: all.
 
     Raises:
@@ -114,33 +117,35 @@ def check_same_tokenizer(target: Any, base: Any) -> None:
 
 
 def _by_layer(
-    model: nn.Module, adapters: AdapterSet | None, layers: list[int]
-) -> dict[int, TranscoderAdapter]:
-    if adapters is None:
-        return {}
+    model: nn.Module, adapters: AdapterSet | Mapping[int, Contribution] | None, layers: list[int]
+) -> Mapping[int, Contribution]:
+    if adapters is None or isinstance(adapters, Mapping):
+        return adapters or {}
     if not isinstance(adapters, AdapterSet):
         raise TypeError(f"adapters: expected an AdapterSet, got {type(adapters).__name__}")
     check_match(model, adapters, layers)
-    return {site.layer: adapter for site, adapter in zip(adapters.sites, adapters, strict=True)}
+    return {
+        site.layer: _contribution(adapter) for site, adapter in zip(adapters.sites, adapters, strict=True)
+    }
 
 
-def _base_mlp(mlp: nn.Module, adapter: TranscoderAdapter | None) -> Override:
+def _base_mlp(mlp: nn.Module, contribution: Contribution | None) -> Override:
     place = next(mlp.parameters())
 
     def function(x: Tensor, output: Tensor | None) -> Tensor:
         base = mlp(x.to(place)).to(x)
-        return base if adapter is None else base + _contribution(adapter, x)
+        return base if contribution is None else base + contribution(x)
 
     return function
 
 
-def _add(adapter: TranscoderAdapter) -> Override:
+def _add(contribution: Contribution) -> Override:
     def function(x: Tensor, output: Tensor | None) -> Tensor:
         assert output is not None, "overridden with needs_output gives the true output"
-        return output + _contribution(adapter, x)
+        return output + contribution(x)
 
     return function
 
 
-def _contribution(adapter: TranscoderAdapter, x: Tensor) -> Tensor:
-    return adapter(x.to(adapter.W_enc.device)).to(x.device)
+def _contribution(adapter: TranscoderAdapter) -> Contribution:
+    return lambda x: adapter(x.to(adapter.W_enc.device)).to(x.device)

@@ -2,6 +2,9 @@
 
 from fasttc.training.adapt import AdaptOptions as AdaptOptions
 from fasttc.training.adapt import adapt as adapt
+from fasttc.training.adapter import AdapterOptions as AdapterOptions
+from fasttc.training.adapter import AdapterReport as AdapterReport
+from fasttc.training.adapter import train_adapters as train_adapters
 from fasttc.training.data import TokenData as TokenData
 from fasttc.training.data import open_data as open_data
 from fasttc.training.finetune import FinetuneOptions as FinetuneOptions
@@ -17,6 +20,8 @@ from fasttc.training.scratch import train as train
 
 __all__ = [
     "AdaptOptions",
+    "AdapterOptions",
+    "AdapterReport",
     "Diverged",
     "FinetuneOptions",
     "FinetuneReport",
@@ -30,4 +35,5 @@ __all__ = [
     "finetune_ffn",
     "open_data",
     "train",
+    "train_adapters",
 ]
