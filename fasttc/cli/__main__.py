@@ -17,7 +17,7 @@ VERBS = {  # verb -> (module, one line for the overview)
     "sample": ("sample", "Text from a model."),
     "attribute": ("attribute", "Attribution graph of a prompt."),
     "intervene": ("intervene", "Change features of the running model and see what it answers."),
-    "graph": ("graph", "Prune, view and export attribution graphs."),
+    "graph": ("graph", "Prune, merge, compare, trace, view and export attribution graphs."),
     "features": ("features", "What features stand for: examples, logits, firing rates, as feature files."),
     "inspect": ("inspect", "What a transcoder set, a graph or a model folder holds."),
     "bench": ("bench", "Benchmarks."),

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import click
 
+from fasttc.cli import graph_diff, graph_files, graph_merge, graph_paths, graph_view
 from fasttc.cli._common import Run, verb
-from fasttc.cli.graph_view import view
 
 
 @click.group("graph")
 def command() -> None:
-    """Prune, view and export attribution graphs."""
+    """Prune, merge, compare, trace, view and export attribution graphs."""
 
 
-command.add_command(view)
+for verb_file in (graph_merge, graph_paths, graph_diff, graph_view):
+    command.add_command(verb_file.command)
+command.add_command(graph_files.export)
+command.add_command(graph_files.import_json)
 
 
 @command.command("prune")
@@ -53,30 +56,6 @@ def prune(run: Run, graph: Path, out: Path, node_threshold: float, edge_threshol
         f"whole graph: {_scores(pruned.full_scores)}\n"
         f"kept part:   {_scores(pruned.scores())} (what was dropped counts as unexplained)\nwrote {out}",
     )
-
-
-@command.command("export")
-@click.argument("graph", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the JSON files.",
-)
-@click.option("--slug", help="Name of the graph in the viewer. Default: the file's name.")
-@click.option("--scan", help="What the viewer calls the model. Default: as recorded in the graph.")
-@verb
-def export(run: Run, graph: Path, out: Path, slug: str | None, scan: str | None) -> None:
-    """Write GRAPH as JSON for circuit-tracer's and Neuronpedia's viewers.
-
-    A graph that was not pruned is pruned at 0.8 / 0.98. OUT/graph-metadata.json lists every graph in the folder.
-    """
-    from fasttc.graph import load_graph, write_graph_json
-
-    loaded = load_graph(graph)
-    written = write_graph_json(loaded, out, slug=slug or graph.stem, scan=scan)
-    size = written.stat().st_size
-    run.finish({"out": str(written), "bytes": size}, f"wrote {written} ({size:,} bytes)")
 
 
 def _scores(scores: object) -> str:

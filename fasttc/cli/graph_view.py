@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fasttc.cli._common import Run, verb
+from fasttc.cli._graphs import read_whole
 
 if TYPE_CHECKING:
     from fasttc.report import FeatureFolder
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--port", default=0, show_default=True, help="0: any free one.")
 @click.option("--open/--no-open", "open_page", default=True, help="Open the page in the browser.")
 @verb
-def view(
+def command(
     run: Run,
     graph: Path,
     base: Path | None,
@@ -53,10 +54,9 @@ def view(
     Serves on 127.0.0.1 at a secret address until Ctrl-C; what you edit is saved to the supernode file, which graph
     merge --from reads. With --html, one self-contained file is written, which keeps edits in the browser.
     """
-    from fasttc.graph import load_graph
     from fasttc.report import FeatureFolder, page_data
 
-    data = page_data(load_graph(graph), base=None if base is None else load_graph(base), name=graph.stem)
+    data = page_data(read_whole(graph), base=None if base is None else read_whole(base), name=graph.stem)
     folder = None if features is None else FeatureFolder(features)
     if html is not None:
         _write(run, data, folder, supernodes, html)

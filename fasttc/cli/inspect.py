@@ -34,9 +34,10 @@ def _describe(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _describe_graph(path: Path) -> tuple[dict[str, Any], str]:
-    from fasttc.graph import PrunedGraph, load_graph
+    from fasttc.graph import MergedGraph, PrunedGraph, load_graph
 
-    loaded = load_graph(path)
+    found = load_graph(path)
+    loaded = found.pruned if isinstance(found, MergedGraph) else found
     pruned = isinstance(loaded, PrunedGraph)
     graph = loaded.graph if pruned else loaded
     scores = loaded.full_scores if pruned else graph.scores()
@@ -47,7 +48,7 @@ def _describe_graph(path: Path) -> tuple[dict[str, Any], str]:
         )
     ]
     result = {
-        "kind": "pruned graph" if pruned else "graph",
+        "kind": "merged graph" if found is not loaded else "pruned graph" if pruned else "graph",
         "prompt": graph.prompt,
         "layers": graph.n_layers,
         "features": graph.n_features,
@@ -59,7 +60,7 @@ def _describe_graph(path: Path) -> tuple[dict[str, Any], str]:
         "metadata": graph.metadata,
     }
     named = ", ".join(f"{name} {value:.4f}" for name, value in scores._asdict().items())
-    return result, f"{loaded!r}\nprompt: {graph.prompt!r}\n{named}\n{table(rows)}"
+    return result, f"{found!r}\nprompt: {graph.prompt!r}\n{named}\n{table(rows)}"
 
 
 def _describe_transcoders(path: Path, kind: str) -> tuple[dict[str, Any], str]:

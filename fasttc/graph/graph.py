@@ -270,15 +270,3 @@ class Graph:
             return cls(**{name: tensors[name] for name in _io.GRAPH_TENSORS}, **_io.described(header))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: broken graph file: {error}") from error
-
-
-def load_graph(path: str | Path) -> Graph | PrunedGraph:
-    """Reads a graph file as what it is: ``PrunedGraph`` for one that pruning wrote, else ``Graph``.
-
-    Raises:
-        ValueError: as ``Graph.load``.
-    """
-    tensors, header = _io.read(path)
-    if isinstance(header.get("pruned"), dict):
-        return PrunedGraph._from_file(path, tensors, header)
-    return Graph._from_file(path, tensors, header)

@@ -92,7 +92,8 @@ def _drop_dead_ends(graph: "Graph", keep: Array, kept: _Kept, chosen: Array) -> 
         targets, sources, stored_at = targets[stays], sources[stays], stored_at[stays]
 
 
-def _cumulative(influence: Array) -> Array:
+def cumulative_share(influence: Array) -> Array:
+    """``[nodes]``: share of all influence held by the nodes down to each one, in descending order."""
     order = np.argsort(-influence, kind="stable")
     total = influence.sum()
     out = np.ones_like(influence)
@@ -148,6 +149,6 @@ def prune(graph: "Graph", node_threshold: float = 0.8, edge_threshold: float = 0
         node_mask=torch.from_numpy(node_mask),
         edge_mask=torch.from_numpy(edge_mask),
         influence=torch.from_numpy(influence),
-        cumulative=torch.from_numpy(_cumulative(influence)),
+        cumulative=torch.from_numpy(cumulative_share(influence)),
         full_scores=scores(graph, influence),
     )

@@ -143,6 +143,10 @@ class PrunedGraph:
             TypeError: the graph's ``metadata`` holds something that JSON cannot.
             OSError: the file cannot be written; an older file of that name is left as it was.
         """
+        _io.write(path, *self._content())
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and header of the file."""
         small = self.compact()
         tensors = {name: getattr(small, name) for name in _io.PRUNED_TENSORS}
         pruned = {
@@ -151,9 +155,7 @@ class PrunedGraph:
             # JSON has no NaN; null stands for the score of a graph whose influence ends nowhere.
             "full_scores": [None if np.isnan(score) else score for score in self.full_scores],
         }
-        _io.write(
-            path, {**_io.tensors_of(small.graph), **tensors}, {**_io.header_of(small.graph), "pruned": pruned}
-        )
+        return {**_io.tensors_of(small.graph), **tensors}, {**_io.header_of(small.graph), "pruned": pruned}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

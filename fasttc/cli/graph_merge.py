@@ -1,0 +1,125 @@
+"""``fasttc graph merge``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fasttc.cli._common import Run, load_transcoders, table, verb
+from fasttc.cli._graphs import read_pruned
+
+
+@click.command("merge")
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where the merged graph goes.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A supernode file: merge what it says, nothing else.",
+)
+@click.option(
+    "--supernodes", type=int, help="How many to leave. Default: as few as the bounds of the loss allow."
+)
+@click.option(
+    "--budget",
+    default=0.15,
+    show_default=True,
+    help="Share of the pruned graph's completeness that merging may lose.",
+)
+@click.option(
+    "--min-agreement", default=0.9, show_default=True, help="Least agreement of signs within supernodes."
+)
+@click.option(
+    "--min-edges",
+    default=0.8,
+    show_default=True,
+    help="Least share of absolute edge weight that does not cancel.",
+)
+@click.option(
+    "--transcoders",
+    metavar="TCS",
+    help="Also compare the features' encoder and decoder rows in this set.",
+)
+@click.option(
+    "--save-groups",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the supernodes as a file that can be edited, here or in the page.",
+)
+@verb
+def command(
+    run: Run,
+    graph: Path,
+    out: Path | None,
+    source: Path | None,
+    supernodes: int | None,
+    budget: float,
+    min_agreement: float,
+    min_edges: float,
+    transcoders: str | None,
+    save_groups: Path | None,
+) -> None:
+    """Merge the nodes of GRAPH that play the same part into supernodes, and say what that loses.
+
+    GRAPH is a pruned graph; a whole one is pruned at 0.8 / 0.98 first. Nodes merge if their signed inputs and outputs
+    are alike, as far as --budget, --min-agreement and --min-edges allow.
+    """
+    from fasttc.graph import MergeBounds, Supernodes, merge, merge_by
+
+    pruned = read_pruned(graph)
+    missing: list[str] = []
+    if source is not None:
+        merged, missing = merge_by(pruned, Supernodes.load(source))
+    else:
+        if not 0 <= budget <= 1:
+            raise ValueError(f"--budget: expected a share from 0 to 1, got {budget}")
+        bounds = MergeBounds(completeness=1 - budget, sign_agreement=min_agreement, edges=min_edges)
+        evidence = _rows(run, transcoders, pruned.compact().graph) if transcoders else ()
+        merged = merge(pruned, supernodes=supernodes, bounds=bounds, evidence=evidence)
+    if out is not None:
+        merged.save(out)
+    if save_groups is not None:
+        merged.supernodes().save(save_groups)
+    found, loss = _supernodes(merged), merged.loss
+    shown = [row for row in found if row["members"] > 1] or found
+    text = [
+        table(shown),
+        f"{loss.nodes_before} nodes -> {loss.nodes_after} supernodes: "
+        f"{loss.nodes_before / loss.nodes_after:.1f} times fewer",
+        f"kept: completeness {loss.completeness_kept:.3f} ({loss.pruned.completeness:.3f} -> "
+        f"{loss.merged.completeness:.3f}), replacement {loss.replacement_kept:.3f}, "
+        f"influence {loss.influence_kept:.3f}",
+        f"signs agree: {loss.sign_agreement:.3f}; edges not cancelled: {loss.edges_kept:.3f}; "
+        f"inside supernodes: {loss.internal:.3f} of the edge weight",
+        *([f"{len(missing)} nodes of {source} are not in this graph"] if missing else []),
+        *(f"wrote {path}" for path in (out, save_groups) if path is not None),
+    ]
+    run.finish(
+        {"out": str(out) if out else None, "loss": loss.to_dict(), "supernodes": found, "missing": missing},
+        "\n".join(text),
+    )
+
+
+def _supernodes(merged: Any) -> list[dict[str, Any]]:
+    influence = merged.influence().tolist()
+    members = [len(nodes) for nodes in merged.members()]
+    rows = [
+        {"supernode": name, "members": size, "influence": share}
+        for name, size, share in zip(merged.names, members, influence, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["influence"])
+
+
+def _rows(run: Run, reference: str, graph: Any) -> list[Any]:
+    """Encoder and decoder rows of the graph's features."""
+    tcs = load_transcoders(run, reference)
+    place = {layer: at for at, layer in enumerate(tcs.layers)}
+    rows: dict[str, list[Any]] = {"W_enc": [], "W_dec": []}
+    for layer, _, index in graph.features.tolist():
+        if layer not in place or index >= tcs[place[layer]].n_features:
+            raise ValueError(
+                f"--transcoders: expected the set of this graph, it has no feature {index} in layer {layer}"
+            )
+        for name, found in rows.items():
+            found.append(getattr(tcs[place[layer]], name)[index].detach().float().cpu().numpy())
+    return list(rows.values()) if len(graph.features) else []

@@ -1,0 +1,70 @@
+"""Two graphs of one prompt on one canvas: the union of their nodes and edges, each with its owner."""
+
+from collections.abc import Collection
+from typing import Any
+
+from fasttc.graph.diff import Feature
+from fasttc.graph.export import graph_json
+from fasttc.graph.graph import Graph
+from fasttc.graph.pruned import PrunedGraph
+
+
+def joint_json(
+    base: Graph | PrunedGraph,
+    tuned: Graph | PrunedGraph,
+    *,
+    slug: str,
+    carried: Collection[Feature] | None = None,
+) -> dict[str, Any]:
+    """The kept parts of both graphs as one object for the viewers of ``graph_json``.
+
+    A node or link of both is written once, with the fine-tuned model's numbers. Nodes and links have an extra entry
+    ``owner`` (``"base"``, ``"tuned"`` or ``"both"``), which viewers may colour by; ``influence_base`` and
+    ``weight_base`` hold the base model's numbers.
+
+    Args:
+        base, tuned: graphs of one prompt, pruned at 0.8 / 0.98 if they are whole.
+        slug: name of the joint graph.
+        carried: features that mean the same in both; others are two nodes, the base's with ``_base`` after its id.
+
+    Raises:
+        ValueError: another prompt, or a slug that cannot name a file.
+    """
+    contents = [graph_json(graph, slug=slug) for graph in (base, tuned)]
+    if contents[0]["metadata"]["prompt_tokens"] != contents[1]["metadata"]["prompt_tokens"]:
+        raise ValueError("tuned: expected the graph of the same prompt, got other tokens")
+    if carried is not None:
+        _part(contents[0], set(carried))
+    nodes = _union(
+        *([(node["node_id"], node) for node in content["nodes"]] for content in contents), "influence"
+    )
+    links = _union(
+        *([((link["source"], link["target"]), link) for link in content["links"]] for content in contents),
+        "weight",
+    )
+    return {**contents[1], "nodes": nodes, "links": links}
+
+
+def _part(content: dict[str, Any], carried: set[Feature]) -> None:
+    """Renames the features that are not carried over."""
+    names = {}
+    for node in content["nodes"]:
+        if node["feature_type"] == "cross layer transcoder":
+            layer, index, _ = map(int, node["node_id"].split("_"))
+            if (layer, index) not in carried:
+                names[node["node_id"]] = node["node_id"] + "_base"
+                node["node_id"] = names[node["node_id"]]
+    for link in content["links"]:
+        for end in ("source", "target"):
+            link[end] = names.get(link[end], link[end])
+
+
+def _union(base: list[Any], tuned: list[Any], number: str) -> list[dict[str, Any]]:
+    found, before = dict(tuned), dict(base)
+    rows = []
+    for key, entry in {**before, **found}.items():
+        owner = "both" if key in found and key in before else "tuned" if key in found else "base"
+        rows.append(
+            {**entry, "owner": owner, f"{number}_base": before[key][number] if key in before else None}
+        )
+    return rows

@@ -1,0 +1,173 @@
+"""Supernodes: found by clustering within bounds of the measured loss, or taken from a file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fasttc.graph.export import node_ids
+from fasttc.graph.graph import Graph
+from fasttc.graph.influence import Array
+from fasttc.graph.merged import MergedGraph, merged_graph
+from fasttc.graph.pruned import PrunedGraph
+from fasttc.graph.quotient import Edges, MergeLoss, edges_of, merge_loss
+from fasttc.graph.similarity import APART, check_evidence, distances
+from fasttc.graph.supernodes import Supernodes
+
+_GRID = 16  # cuts of the tree that are measured before the search closes in on one
+_MOST_NODES = 20_000  # their distances take 1.6 GB
+
+
+@dataclass(frozen=True)
+class MergeBounds:
+    """What merging may cost: least values of the measured loss (``MergeLoss``), 0 to 1.
+
+    Attributes:
+        completeness: share of the pruned graph's completeness that is kept.
+        sign_agreement: agreement of signs within supernodes.
+        edges: ``sum |summed edge| / sum |edge|``.
+    """
+
+    completeness: float = 0.85
+    sign_agreement: float = 0.9
+    edges: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("completeness", "sign_agreement", "edges"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {value}")
+
+    def met(self, loss: MergeLoss) -> bool:
+        # Not a number where nothing runs between groups: then nothing is left to be read.
+        return (
+            loss.completeness_kept >= self.completeness
+            and loss.sign_agreement >= self.sign_agreement
+            and loss.edges_kept >= self.edges
+        )
+
+
+def merge(
+    graph: Graph | PrunedGraph,
+    *,
+    supernodes: int | None = None,
+    bounds: MergeBounds | None = None,
+    evidence: Sequence[Any] = (),
+) -> MergedGraph:
+    """Merges nodes that play the same part, as far as the loss allows.
+
+    Complete-link clustering on the distances of :func:`fasttc.graph.similarity.distances`: every two members of a
+    supernode are alike. The tree is cut where the fewest supernodes are left with the measured loss within ``bounds``
+    (a grid of cuts, then bisection below the best), or where ``supernodes`` are left. Only nodes of one kind merge;
+    logits stay, tokens without an edge are left out.
+
+    Args:
+        graph: a pruned graph, or a graph, which is pruned at 0.8 / 0.98.
+        supernodes: how many to leave (more where fewer would mix kinds); None: as few as the bounds allow.
+        bounds: of the loss, ``MergeBounds()`` by default; not looked at when ``supernodes`` is given.
+        evidence: arrays ``[features of the pruned graph's compact form, any]`` whose rows say what a feature is:
+            decoder rows, encoder rows, activations on a corpus. The cosine of two rows counts as much as that of
+            an edge profile.
+
+    Returns:
+        The merged graph; ``.loss`` says what it cost. Deterministic.
+
+    Raises:
+        ValueError: bounds outside 0 to 1, evidence of another shape, fewer than one supernode, more than 20,000
+            connected nodes.
+    """
+    if supernodes is not None and supernodes < 1:
+        raise ValueError(f"supernodes: expected at least 1, got {supernodes}")
+    pruned = (graph.prune() if isinstance(graph, Graph) else graph).compact()
+    edges, rows = edges_of(pruned), check_evidence(pruned.graph, evidence)
+    nodes = np.union1d(edges.targets, edges.sources)
+    if len(nodes) > _MOST_NODES:
+        raise ValueError(
+            f"graph: expected at most {_MOST_NODES:,} connected nodes to merge, got {len(nodes):,}: prune first"
+        )
+    group = np.full(pruned.graph.n_nodes, -1)
+    group[nodes] = np.arange(len(nodes))
+    if len(nodes) > 1:
+        tree = _Tree(distances(pruned.graph, edges, nodes, rows))
+        if supernodes is None:
+            group[nodes] = _fewest(tree, pruned, edges, nodes, bounds or MergeBounds())
+        else:
+            group[nodes] = tree.cut(max(supernodes, tree.fewest))
+    return merged_graph(pruned, group)
+
+
+def merge_by(graph: Graph | PrunedGraph, supernodes: Supernodes) -> tuple[MergedGraph, list[str]]:
+    """Merges what a file says; every other connected node stays on its own.
+
+    Args:
+        graph: a pruned graph, or a graph, which is pruned at 0.8 / 0.98.
+        supernodes: groups by node id.
+
+    Returns:
+        The merged graph, and the ids in groups that it does not have.
+
+    Raises:
+        ValueError: a group of errors and other nodes; groups of which no member is in the graph at all.
+    """
+    pruned = (graph.prune() if isinstance(graph, Graph) else graph).compact()
+    kept = pruned.node_mask.nonzero().squeeze(1).tolist()
+    number = dict(zip(node_ids(pruned.graph, pruned.node_mask), kept, strict=True))
+    edges = edges_of(pruned)
+    group = np.full(pruned.graph.n_nodes, -1)
+    nodes = np.union1d(edges.targets, edges.sources)
+    group[nodes] = nodes
+    names, missing = {}, []
+    for at, (name, members) in enumerate(supernodes.groups.items()):
+        found = [number[member] for member in members if member in number]
+        missing += [member for member in members if member not in number]
+        if found:
+            group[found] = pruned.graph.n_nodes + at
+            names[pruned.graph.n_nodes + at] = name
+    if supernodes.groups and not names:
+        raise ValueError(f"groups: expected nodes of this graph, got none of it (for one, {missing[0]!r})")
+    return merged_graph(pruned, group, names), missing
+
+
+class _Tree:
+    """The merges of complete-link clustering, from the closest pair on."""
+
+    def __init__(self, condensed: Array) -> None:
+        from scipy.cluster.hierarchy import linkage
+
+        steps = linkage(condensed, "complete")
+        self.n = len(steps) + 1
+        self._pairs = steps[:, :2].astype(np.int64)
+        self.fewest = self.n - int((steps[:, 2] < APART).sum())
+
+    def cut(self, groups: int) -> Array:
+        """``[n]`` group of each node when ``groups`` are left."""
+        steps = max(self.n - groups, 0)
+        parent = np.arange(self.n + steps)
+        for step, (left, right) in enumerate(self._pairs[:steps]):
+            parent[left] = parent[right] = self.n + step
+        while True:
+            above = parent[parent]
+            if np.array_equal(above, parent):
+                return np.unique(parent[: self.n], return_inverse=True)[1]
+            parent = above
+
+
+def _fewest(tree: _Tree, pruned: PrunedGraph, edges: Edges, nodes: Array, bounds: MergeBounds) -> Array:
+    """The cut with the fewest groups that was found within the bounds."""
+    scores, group = pruned.scores(), np.full(pruned.graph.n_nodes, -1)
+
+    def within(groups: int) -> bool:
+        group[nodes] = tree.cut(groups)
+        return bounds.met(merge_loss(edges, group, pruned.n_nodes, scores))
+
+    grid = np.unique(np.geomspace(tree.fewest, tree.n, _GRID).round().astype(int)).tolist()
+    at = next((i for i, groups in enumerate(grid) if within(groups)), len(grid) - 1)
+    best, below = grid[at], grid[at - 1] if at else grid[at]
+    while best - below > 1:
+        middle = (best + below) // 2
+        if within(middle):
+            best = middle
+        else:
+            below = middle
+    return tree.cut(best)

@@ -1,0 +1,108 @@
+"""``fasttc graph merge``, ``paths`` and ``diff`` on the small model's graph."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fasttc.graph import Graph, MergedGraph, Supernodes
+
+
+def test_merge_writes_a_graph_and_groups_that_it_reads_again(fasttc, home: Path, tmp_path: Path) -> None:
+    out, groups = tmp_path / "m.graph", tmp_path / "g.supernodes.json"
+    code, shown, _ = fasttc(
+        "graph", "merge", home / "g.graph", "--out", out, "--save-groups", groups, "--json"
+    )
+    assert code == 0
+    result = json.loads(shown)
+    merged = MergedGraph.load(out)
+    assert result["loss"] == merged.loss.to_dict()
+    assert result["loss"]["completeness_kept"] >= 0.85
+    assert len(result["supernodes"]) == merged.n_nodes == result["loss"]["nodes_after"]
+    assert Supernodes.load(groups) == merged.supernodes()
+    code, again, _ = fasttc("graph", "merge", home / "g.graph", "--from", groups, "--json")
+    assert json.loads(again)["loss"] == result["loss"]
+    code, few, _ = fasttc("graph", "merge", out, "--supernodes", 6, "--transcoders", home / "tcs")
+    assert code == 0
+    assert "6 supernodes" in few
+
+
+def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
+    code, shown, _ = fasttc("graph", "paths", home / "g.graph", "-k", 3, "--json")
+    assert code == 0
+    (one,) = json.loads(shown)["graphs"]
+    assert len(one["paths"]) == 3
+    assert one["paths"][0]["strength"] >= one["paths"][2]["strength"] > 0
+    token = next(path["nodes"][0] for path in one["paths"])
+    layer, _, index = Graph.load(home / "g.graph").features[-1].tolist()
+    feature = f"{layer}/{index}"
+    groups = tmp_path / "groups.json"
+    Supernodes(groups={"start": (token,)}).save(groups)
+    named = ("--from", "start", "--groups", groups, "--through", feature, "--concept", feature)
+    code, shown, _ = fasttc("graph", "paths", home / "g.graph", *named, "--json")
+    result = json.loads(shown)
+    assert code == 0
+    assert all(path["nodes"][0] == token for path in result["graphs"][0]["paths"])
+    assert 0 <= result["mechanism"]["multi_hop"] <= 1
+    code, text, _ = fasttc("graph", "paths", home / "g.graph", "--concept", feature)
+    assert "multi-hop share" in text
+
+
+def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
+    graph = home / "g.graph"
+    pair = ("graph", "diff", graph, graph, "--prompts", graph, graph)
+    sets = ("--base-transcoders", home / "tcs", "--tuned-transcoders", home / "tcs")
+    code, shown, _ = fasttc(*pair, *sets, "--joint", tmp_path / "joint.json", "--json")
+    assert code == 0
+    result = json.loads(shown)
+    assert {change["status"] for change in result["nodes"]} == {"kept"}
+    assert all(change["trusted"] for change in result["nodes"])
+    assert {one["p"] for one in result["features"]} == {1.0}
+    assert {node["owner"] for node in json.loads((tmp_path / "joint.json").read_text())["nodes"]} == {"both"}
+    code, text, _ = fasttc(*pair)
+    assert "features over 2 prompts" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("merge", "{home}/no.graph"), "there is no file of that name"),
+        (("merge", "{home}/g.graph", "--budget", "2"), "--budget: expected a share from 0 to 1, got 2"),
+        (("merge", "{home}/g.graph", "--supernodes", "0"), "supernodes: expected at least 1, got 0"),
+        (("merge", "{home}/g.graph", "--from", "{home}/text.jsonl"), "expected a JSON file"),
+        (("paths", "{home}/g.graph", "--through", "x"), "--through: expected a node id, LAYER/FEATURE or"),
+        (("paths", "{home}/g.graph", "-k", "0"), "k: expected at least 1, got 0"),
+        (("diff", "{home}/g.graph", "{home}/g.graph", "--base-transcoders", "x"), "expected both of"),
+    ],
+)
+def test_wrong_input_is_one_line(fasttc, home: Path, arguments, message) -> None:
+    code, out, err = fasttc("graph", *(argument.format(home=home) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+
+
+def test_export_and_import(fasttc, home: Path, tmp_path: Path) -> None:
+    merged, groups = tmp_path / "m.graph", tmp_path / "g.json"
+    fasttc("graph", "merge", home / "g.graph", "--out", merged)
+    assert fasttc("graph", "export", merged, "--out", tmp_path / "json")[0] == 0
+    written = json.loads((tmp_path / "json" / "m.json").read_text())
+    assert len(written["qParams"]["supernodes"]) == len(MergedGraph.load(merged).supernodes().groups)
+    back = (
+        "graph",
+        "import",
+        tmp_path / "json" / "m.json",
+        "--out",
+        tmp_path / "b.graph",
+        "--save-groups",
+        groups,
+    )
+    code, shown, _ = fasttc(*back, "--json")
+    assert code == 0
+    assert json.loads(shown)["edges"] == MergedGraph.load(merged).pruned.n_edges
+    assert Supernodes.load(groups).groups == MergedGraph.load(merged).supernodes().groups
+    for kind in ("graphml", "dot"):
+        out = tmp_path / f"m.{kind}"
+        assert fasttc("graph", "export", merged, "--out", out, "--format", kind)[0] == 0
+        assert out.stat().st_size > 100
+    code, text, _ = fasttc("inspect", merged, "--json")
+    assert json.loads(text)["kind"] == "merged graph"
