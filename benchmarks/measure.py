@@ -1,8 +1,10 @@
 """How it is measured: competitors take turns, caches are cold, wrong results are not timed."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +130,29 @@ def _gpu_clock(device: str) -> Callable[[Callable[[], object]], float]:
         return start.elapsed_time(stop)
 
     return clock
+
+
+class Elsewhere:
+    """How many cores other processes keep busy from its making on: what times on a CPU must be read with."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> float | None:
+        """Their mean number; None where /proc/stat does not exist."""
+        (clock, seconds), (before, used) = self._now(), self._start
+        return None if seconds is None or used is None else max(seconds - used, 0.0) / (clock - before)
+
+    @staticmethod
+    def _now() -> tuple[float, float | None]:
+        """Wall clock, and the CPU seconds of all processes but this one."""
+        try:
+            words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        except OSError:
+            return time.perf_counter(), None
+        user, nice, system, _idle, _wait, irq, softirq, stolen = map(int, words[1:9])
+        busy = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy - time.process_time()
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:

@@ -244,11 +244,11 @@ def decode(acts: SparseActs, W_dec: Tensor, b_dec: Tensor | None, init: Tensor |
         out = values.new_zeros(acts.n_tokens, W_dec.shape[1]) + 0 * W_dec.to(dtype).sum()
     else:
         out = _bags(values, acts.indices, acts.row_ptr, W_dec.detach().to(dtype))
-        if W_dec.requires_grad:
-            out = _Credit.apply(out, W_dec, values.detach(), acts.indices, acts.tokens)
-    if b_dec is not None:
-        out = out + b_dec.to(dtype)
-    return out if init is None else out + init.to(dtype)
+    for term in (b_dec, init):  # in place: [N, D_out] exists once
+        out = out if term is None else out.add_(term.to(dtype))
+    if values.numel() and W_dec.requires_grad:
+        out = _Credit.apply(out, W_dec, values.detach(), acts.indices, acts.tokens)
+    return out
 
 
 def edges(
