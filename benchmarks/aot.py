@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -25,6 +26,7 @@ import triton
 from fasttc import kernels
 from fasttc.kernels._launch import ARCHITECTURES, AotCase
 
+from . import record
 from .aot_inspect import Footprint, identity, inspect
 
 WIDTHS = (2304, 3584, 2305)
@@ -128,12 +130,15 @@ def line(row: Row) -> str:
 
 
 def write(rows: list[Row], out: Path) -> Path:
-    """The table as JSON, one object per row, with the versions that compiled it."""
-    out.mkdir(parents=True, exist_ok=True)
+    """The table as JSON, with the versions that compiled it: one object per code, ``d`` lists the widths that share it."""
+    codes: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        code = {"module": row.module, "case": row.case, "target": row.target, "config": row.config}
+        code |= {"error": row.error} if row.footprint is None else asdict(row.footprint)
+        codes.setdefault(json.dumps(code), {**code, "d": []})["d"].append(row.d)
     path = out / f"triton-{triton.__version__}.json"
-    head = {"triton": triton.__version__, "torch": torch.__version__.split("+")[0], "rows": []}
-    body = ",\n  ".join(json.dumps(asdict(row), sort_keys=True) for row in rows)
-    path.write_text(json.dumps(head, indent=1).replace("[]", f"[\n  {body}\n ]") + "\n")
+    head = {"kind": "aot", "triton": triton.__version__, "torch": torch.__version__.split("+")[0]}
+    record.write(path, head, list(codes.values()))
     return path
 
 
