@@ -130,7 +130,7 @@ def line(row: Row) -> str:
 
 
 def write(rows: list[Row], out: Path) -> Path:
-    """The table as JSON, with the versions that compiled it: one object per code, ``d`` lists the widths that share it."""
+    """The table as JSON: one object per compiled code, whose ``d`` lists the widths that share it."""
     codes: dict[str, dict[str, Any]] = {}
     for row in rows:
         code = {"module": row.module, "case": row.case, "target": row.target, "config": row.config}

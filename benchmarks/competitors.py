@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -83,13 +84,95 @@ def encode_oracle(i: Inputs, k: int) -> dict[str, Tensor]:
     return {"values": best, "selected": best}
 
 
+def _kernel_encode(gemm: str) -> Callable[[], Callable]:
+    """One of our three ways, whichever the dispatcher would choose: what its cost model is to be measured by."""
+
+    def make() -> Callable:
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            raise Missing("kernels need a GPU or TRITON_INTERPRET=1")
+        from fasttc.kernels.certificate import launch_encode_topk_certified
+        from fasttc.kernels.encode import launch_encode_topk
+
+        if gemm == "certified":
+            return launch_encode_topk_certified
+        return partial(launch_encode_topk, gemm=gemm)
+
+    return make
+
+
 ENCODE = {
     "fasttc": _encoder(lambda: _our_encode),
+    **{f"fasttc_{way}": _encoder(_kernel_encode(way)) for way in ("tile", "vendor", "certified")},
     "dense": _encoder(lambda: _dense_encode),
     "compiled": _encoder(lambda: _compiled(_dense_encode)),
     "sparsify": _encoder(_sparsify_encode),
     "gemm": _gemm,
 }
+
+
+def _our_batch_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Tensor:
+    return ops.encode(x, W_enc, b_enc, k=k, scope="batch", impl=impl_for(x)).values
+
+
+def _dense_batch_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Tensor:
+    return F.linear(x, W_enc, b_enc).relu().flatten().topk(len(x) * k, sorted=False).values
+
+
+def _batch_encoder(function: Callable) -> Callable[[Inputs, int], Run]:
+    def build(i: Inputs, k: int) -> Run:
+        def call() -> dict[str, Tensor]:
+            return {"values": function(i["x"], i["W_enc"], i["b_enc"], k)}
+
+        return Run(call, lambda: {"values": call()["values"].float().sort().values})
+
+    return build
+
+
+def batch_encode_oracle(i: Inputs, k: int) -> dict[str, Tensor]:
+    return {"values": _pre(i).relu().flatten().topk(len(i["x"]) * k).values.sort().values}
+
+
+ENCODE_BATCH = {"fasttc": _batch_encoder(_our_batch_encode), "dense": _batch_encoder(_dense_batch_encode)}
+
+
+def _threshold(i: Inputs, k: int) -> float:
+    """What about k of the F pre-activations of a token exceed: they are normal, with variance 1 + 0.1^2."""
+    share = torch.tensor(1 - k / len(i["W_enc"]), dtype=torch.float64)
+    return float(1.01**0.5 * torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)))
+
+
+def _our_jump(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: float) -> Tensor:
+    return ops.encode(x, W_enc, b_enc, threshold=theta, impl=impl_for(x)).values
+
+
+def _dense_jump(x: Tensor, W_enc: Tensor, b_enc: Tensor, theta: float) -> Tensor:
+    z = F.linear(x, W_enc, b_enc)
+    return torch.where(z > theta, z, 0.0)
+
+
+def _jump(function: Callable) -> Callable[[Inputs, int], Run]:
+    """The gate looks at ``sum of (value - θ)``: what rounding moves over the threshold changes nothing there."""
+
+    def build(i: Inputs, k: int) -> Run:
+        theta = _threshold(i, k)
+
+        def call() -> Tensor:
+            return function(i["x"], i["W_enc"], i["b_enc"], theta)
+
+        def outputs() -> dict[str, Tensor]:
+            values = call().double()
+            return {"excess": (values - theta)[values != 0].sum().float()}
+
+        return Run(call, outputs)
+
+    return build
+
+
+def jump_oracle(i: Inputs, k: int) -> dict[str, Tensor]:
+    return {"excess": (_pre(i) - _threshold(i, k)).relu().sum()}
+
+
+ENCODE_THRESHOLD = {"fasttc": _jump(_our_jump), "dense": _jump(_dense_jump)}
 
 
 # --- decode ----------------------------------------------------------------------------------------------------

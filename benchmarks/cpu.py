@@ -138,7 +138,9 @@ def main(arguments: list[str]) -> int:
         f"training step, N,D,F,K,dtype = {problem}, {options.threads} threads, {head['environment']['device']}"
     )
     if (head["cores elsewhere"] or 0.0) > DISTURBED:
-        said.append(f"disturbed: other processes kept {head['cores elsewhere']:.2f} cores busy; measure again")
+        said.append(
+            f"disturbed: other processes kept {head['cores elsewhere']:.2f} cores busy; measure again"
+        )
     print(table(rows), *said, f"written to {options.out}", sep="\n")
     return 0 if all(text.startswith("met") for text in said) else 1
 

@@ -128,6 +128,8 @@ REGISTRY = {
     spec.name: spec
     for spec in (
         OpSpec("encode", other.ENCODE, other.encode_oracle, _encode_work),
+        OpSpec("encode_batch", other.ENCODE_BATCH, other.batch_encode_oracle, _encode_work),
+        OpSpec("encode_threshold", other.ENCODE_THRESHOLD, other.jump_oracle, _encode_work),
         OpSpec("decode", other.DECODE, other.decode_oracle, _decode_work),
         OpSpec("encode_backward", other.ENCODE_BACKWARD, other.encode_backward_oracle, _encode_backward_work),
         OpSpec("decode_backward", other.DECODE_BACKWARD, other.decode_backward_oracle, _decode_backward_work),

@@ -79,17 +79,19 @@ def choose(
 
     Args:
         impl: "auto", "reference", "torch" or "triton".
-        op: "encode", "decode", "edges", "encode_backward" or "decode_backward".
+        op: "encode", "decode", "segment", "edges", "row_adam", "encode_backward" or "decode_backward".
         x: the tensor [..., D] whose device, dtype and shape decide.
         n_features: F, and k: active features per token; with both the cost model speaks.
         device: name of a device class of ``_costs.py`` to answer for, instead of the device of x.
 
     Raises:
-        ValueError: ``impl`` or ``device`` is not among the names, or ``impl="triton"`` with a tensor that the
+        ValueError: ``impl``, ``op`` or ``device`` is not among the names, or ``impl="triton"`` with a tensor that the
             kernels cannot read.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
+    if op not in _MODELS:
+        raise ValueError(f"op: expected one of {', '.join(_MODELS)}, got {op!r}")
     if impl in ("reference", "torch"):
         return Choice(impl, "named by the caller")
     on_gpu = x.is_cuda or device is not None
@@ -167,8 +169,6 @@ def _device_costs(x: Tensor, device: str | None) -> tuple[Costs, str]:
 
 
 def _cheapest(op: str, costs: Costs, sizes: Sizes, why: str, configs: str) -> Choice:
-    if op not in _MODELS:
-        raise ValueError(f"op: expected one of {', '.join(_MODELS)}, got {op!r}")
     estimates = _MODELS[op](costs, sizes)
     best = min(estimates, key=lambda e: e.seconds)
     others = ", ".join(f"{_label(e)} {1e3 * e.seconds:.3g} ms" for e in estimates if e is not best)
@@ -251,6 +251,20 @@ def _edges(costs: Costs, s: Sizes) -> list[Estimate]:
     return [Estimate("sparse", "", seconds, _touched(costs, s))]
 
 
+def _segment(costs: Costs, s: Sizes) -> list[Estimate]:
+    """A sum per feature of rows of width D."""
+    roof = (4 * s.n_features * s.d + s.itemsize * s.n * s.d) / costs.bandwidth
+    return [Estimate("sparse", "", _sorted_sums(costs, s), roof)]
+
+
+def _row_adam(costs: Costs, s: Sizes) -> list[Estimate]:
+    """Products at the entries, then both sums in one pass over float32 weights and moments: 24 bytes per parameter
+    and 2 for the half-precision copy."""
+    weights = 2 * s.n_features * s.d * (24 + (2 if s.itemsize == 2 else 0)) / costs.bandwidth
+    sort = 10 * 8 * s.n * s.k / costs.bandwidth + 20 * costs.launch
+    return [Estimate("sparse", "", 3 * _gathered(costs, s) + sort + weights, weights)]
+
+
 def _two(sparse: float, dense: float, roof: float, s: Sizes) -> list[Estimate]:
     """Both ways; the dense one only in half precision, where a GEMM is fast enough to compete."""
     ways = [Estimate("sparse", "", sparse, roof)]
@@ -260,7 +274,9 @@ def _two(sparse: float, dense: float, roof: float, s: Sizes) -> list[Estimate]:
 _MODELS: dict[str, Callable[[Costs, Sizes], list[Estimate]]] = {
     "encode": _encode,
     "decode": _decode,
+    "segment": _segment,
     "edges": _edges,
+    "row_adam": _row_adam,
     "encode_backward": _encode_backward,
     "decode_backward": _decode_backward,
 }

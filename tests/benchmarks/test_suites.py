@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fasttc.benchmarks import gpu, record
+from fasttc.benchmarks import gpu, gpu_targets, record
+from fasttc.benchmarks.registry import REGISTRY
 from fasttc.cli.bench import command as bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,16 +23,48 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_gpu_suite_rehearses_on_a_cpu(tmp_path):
+# A machine that has torch, triton, numpy and transformers, and none of our other dependencies.
+BARE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("click", "safetensors", "interp_engine", "tqdm", "yaml", "pyarrow", "peft", "pytest"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def rehearse(out: Path, site: Path, *words: str) -> list[dict]:
+    """Rows of the summary of a rehearsal in a bare checkout, every part of which must succeed."""
     pytest.importorskip("triton")
-    done = run("gpu", "--out", str(tmp_path), "--rehearse", "--only", "encode", TRITON_INTERPRET="1")
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(BARE)
+    done = run("gpu", "--out", str(out), "--rehearse", *words, TRITON_INTERPRET="1", PYTHONPATH=str(site))
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = record.read(tmp_path / "summary.json")
+    summary = record.read(out / "summary.json")
     assert summary["rehearsal"] is True
-    assert [(row["part"], row["status"]) for row in summary["rows"]] == [("encode", "ok")]
-    ours = record.read(tmp_path / "encode.json")["rows"][0]
-    assert (ours["competitor"], ours["gate"]) == ("fasttc", "passed")
-    assert "encode" in (tmp_path / "encode.log").read_text()
+    assert {row["status"] for row in summary["rows"]} == {"ok"}
+    for row in summary["rows"]:
+        found = record.read(out / f"{row['part']}.json")["rows"]
+        ours = [r for r in found if r["competitor"].startswith("fasttc")]
+        assert ours
+        assert {r["gate"] for r in ours} == {"passed"}, ours
+        assert row["part"] in (out / f"{row['part']}.log").read_text() or row["part"] in ("odd", "small")
+    return summary["rows"]
+
+
+def test_one_part_of_the_gpu_suite_rehearses_on_a_cpu(tmp_path):
+    assert [row["part"] for row in rehearse(tmp_path / "out", tmp_path / "site", "--only", "encode")] == [
+        "encode"
+    ]
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_rehearses_on_a_cpu_from_end_to_end(tmp_path):
+    rows = rehearse(tmp_path / "out", tmp_path / "site")
+    assert [row["part"] for row in rows] == [part.name for part in gpu.PARTS]
 
 
 def test_a_part_that_fails_or_hangs_costs_that_part_alone(tmp_path):
@@ -46,6 +79,38 @@ def test_every_part_fits_the_budget_and_names_what_exists():
     for part in gpu.PARTS:
         words = gpu.command(part, Path("out"), "cuda", False, 0)
         assert words.count("--shape") == len(part.shapes) > 0
+
+
+def test_every_target_names_a_case_that_is_measured():
+    parts = {part.name: part for part in gpu.PARTS}
+    for target in gpu_targets.TARGETS:
+        part = parts[target.part]
+        assert set(target.shapes) <= set(part.shapes)
+        known = REGISTRY[part.op].competitors
+        assert target.other in (part.only or known) or target.other == "roof"
+
+
+def test_targets_are_judged_and_rates_are_read_from_what_was_measured(tmp_path):
+    assert {text.split(":")[0] for text in gpu_targets.judge(tmp_path)} == {"open"}
+    assert gpu_targets.rates(tmp_path) == {}
+    shape = "4096,2304,65536,64,bfloat16"
+    rows = [("fasttc", 2.0), ("fasttc_tile", 2.0), ("dense", 3.0), ("gemm", 1.8)]
+    common = {"shape": shape, "roof": 1.0, "bytes": 4e9}
+    roofs = {"copy": 4e12, "gemm": {"bfloat16": 8e14}}
+    record.write(
+        tmp_path / "encode.json",
+        {"roofs": roofs},
+        [{**common, "competitor": name, "median": median} for name, median in rows],
+    )
+    record.write(tmp_path / "decode.json", {}, [{**common, "competitor": "fasttc", "median": 2.0}])
+    said = [text for text in gpu_targets.judge(tmp_path) if not text.startswith("open")]
+    assert said == [
+        f"met: encode {shape}: gemm / ours = 0.90 (at least 0.80)",
+        f"missed: encode {shape}: dense / ours = 1.50 (at least 1.80)",
+        f"missed: decode {shape}: roof / ours = 0.50 (at least 0.70)",
+    ]
+    expected = {"bandwidth": 4e12, "half": 8e14, "gather": 2e12, "tile_efficiency": 0.9}
+    assert gpu_targets.rates(tmp_path) == pytest.approx(expected)
 
 
 def test_a_gpu_is_asked_for(tmp_path):

@@ -65,7 +65,10 @@ def call_every_launcher(dtype: torch.dtype, d: int) -> None:
         launch_encode_threshold(x, W, b, torch.zeros(()), gemm=gemm)
         launch_encode_batch_topk(x, W, b, K, gemm=gemm)
     launch_encode_topk_certified(x, W, b, K)
-    values, indices = torch.zeros(N, 1024), torch.zeros(N, 1024, dtype=torch.int32)  # rows long enough to be cut
+    values, indices = (
+        torch.zeros(N, 1024),
+        torch.zeros(N, 1024, dtype=torch.int32),
+    )  # rows long enough to be cut
     row_ptr = torch.arange(N + 1) * 1024
     for entries in ((values, indices, None), (values.view(-1), indices.view(-1), row_ptr)):
         launch_decode(*entries, W, bias=b[:d])

@@ -203,6 +203,23 @@ def test_an_empty_batch_moves_dense_rows_by_their_momentum_and_lazy_rows_not_at_
     assert_same_bits(lazy.weight, before)
 
 
+@pytest.mark.parametrize("lazy", [False, True], ids=["dense", "lazy"])
+def test_ten_runs_give_the_same_bits(lazy):
+    acts, terms = batch(1, 7, 3, 5, 40, 20, "one_feature")
+    order = sort_entries(acts.indices, None, 5)
+    found = []
+    for _ in range(10):
+        dec, enc = fresh(5, 40, 1, unit_norm=True), fresh(5, 20, 2)
+        last_step = torch.zeros(5, dtype=torch.int32) if lazy else None
+        launch_adam(
+            order, terms, AdamStep(1, **OPTIONS), dec=dec, enc=enc, last_step=last_step, config=CUTTING
+        )
+        found.append([dec.weight, dec.m, dec.v, enc.weight, enc.m, enc.v])
+    for again in found[1:]:
+        for one, other in zip(found[0], again, strict=True):
+            assert_same_bits(other, one)
+
+
 def test_a_row_of_zeros_stays_finite_when_normalised():
     state = replace(fresh(2, 8, 1, unit_norm=True), weight=torch.zeros(2, 8))
     acts = SparseActs(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int32), 2, (1,))

@@ -8,7 +8,7 @@ import torch
 
 from fasttc.ops import explain
 from fasttc.ops._costs import COSTS, costs_of
-from fasttc.ops._dispatch import choose
+from fasttc.ops._dispatch import _MODELS, choose
 
 H200 = "NVIDIA H200"
 
@@ -31,7 +31,7 @@ def test_float32_is_never_dense():
 
 def test_the_choice_is_the_cheapest_and_no_faster_than_its_roof():
     for costs in COSTS:
-        for op in ("encode", "decode", "edges", "encode_backward", "decode_backward"):
+        for op in _MODELS:
             found = choose("auto", op, tokens(), n_features=65536, k=64, device=costs.name)
             assert found.impl == "triton"
             assert 0 < found.roof <= found.seconds
@@ -76,6 +76,7 @@ def test_an_unknown_architecture_is_said(monkeypatch):
             {"op": "dream", "n_features": 8, "k": 2, "device": H200},
             "op: expected one of encode, .* got 'dream'",
         ),
+        ({"op": "dream"}, "op: expected one of encode, .* got 'dream'"),
         ({"op": "encode", "device": "abacus"}, "device: expected one of NVIDIA A100, .* got 'abacus'"),
         (
             {"op": "encode", "impl": "cuda"},

@@ -135,6 +135,15 @@ def test_the_same_bits_every_time_and_in_any_batch(tiles):
             assert_same_bits(whole[rows], alone)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ten_runs_give_the_same_bits(way):
+    x, W, b = coder(5, 24, 300, "normal", torch.bfloat16)
+    first = WAYS[way](x, W, b, 6)
+    for _ in range(9):
+        for one, other in zip(first, WAYS[way](x, W, b, 6), strict=True):
+            assert_same_bits(other, one)
+
+
 def test_mixed_dtypes_are_computed_in_float32():
     x, W, b = coder(5, 16, 60)
     check_exact(launch_encode_topk(x.bfloat16(), W, b.half(), 4), x, W, b, 4)
@@ -159,6 +168,15 @@ def test_operands_and_scratch_beyond_2_to_the_31_elements(huge, overflow_checked
     expected = reference.pre_activations(x, W, b)
     assert_same_bits(chunk.z.contiguous(), expected)
     assert_same_bits(chunk.maxima.contiguous(), expected.max(1, keepdim=True).values)
+
+
+def test_certified_operands_beyond_2_to_the_31_elements(huge, overflow_checked):
+    n, d, f, far = 3, 16, 6, 2**29
+    x, W, b = coder(n, d, f)
+    rows = huge((f + n) * far, dtype=torch.float32)
+    far_W = rows.as_strided((f, d), (far, 1)).copy_(W)
+    far_x = rows.as_strided((n, d), (far, 1), storage_offset=f * far).copy_(x)
+    check_exact(launch_encode_topk_certified(far_x, far_W, b, 2), x, W, b, 2)
 
 
 @pytest.mark.parametrize("gemm", ["tile", "vendor"])

@@ -75,6 +75,9 @@ def test_rows_beyond_2_to_the_31_elements(huge, overflow_checked):
     far = huge(5 * 2**29, dtype=torch.float32).as_strided((rows, n), (2**29, 1))
     far.copy_(draw("ties", rows, n))
     check_topk(far, 7)
+    maxima = select.launch_group_max(far, n)
+    grouped = torch.nn.functional.pad(far, (0, 8), value=float("-inf")).reshape(rows, 3, 16)
+    assert_same_bits(maxima.contiguous(), grouped.max(-1).values)
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "heavy_tailed"])
