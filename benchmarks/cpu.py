@@ -1,6 +1,6 @@
 """A whole training step on a CPU, ours against its competitors: times in turns, memory in one process each.
 
-    python -m benchmarks cpu                            table of the target, JSON under benchmarks/results/cpu/
+    python -m benchmarks cpu                            table of the target, JSON: benchmarks/results/cpu/step.json
 
 eai-sparsify takes part where it can be imported. Exits with 1 if ours is wrong or a target is missed.
 """

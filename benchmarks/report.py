@@ -1,9 +1,9 @@
-"""Writes the README's tables from the committed results.
+"""Writes the tables of README.md and docs/, and the charts of docs/plots/, from the committed results.
 
 A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks:NAME -->``, each on a line of its own.
 
-    python -m benchmarks report             rewrites README.md
-    python -m benchmarks report --check     exits with 1 if a table is stale
+    python -m benchmarks report             rewrites what is stale
+    python -m benchmarks report --check     exits with 1 if something is
 
 NAME is a JSON file below benchmarks/results without its ending, such as ``cpu/step`` or ``nvidia-h200/encode``.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import adaptation_report, record
+from .plot import bars
 
 BLOCK = re.compile(
     r"(<!-- benchmarks:(?P<name>[\w/.-]+) -->\n).*?(<!-- /benchmarks:(?P=name) -->)", re.DOTALL
@@ -108,21 +109,42 @@ def rendered(text: str, results: Path) -> str:
     return BLOCK.sub(fill, text)
 
 
+def plots(results: Path, folder: Path) -> dict[Path, str]:
+    """A chart in ``folder`` for every committed training step: file -> its SVG."""
+    found = {}
+    for path in sorted(results.glob("*/step.json")):
+        data = record.read(path)
+        if data["kind"] != "cpu":
+            continue
+        rows = [
+            (row["competitor"], row["median"], f"{row['median']:.0f} ms")
+            for row in data["rows"]
+            if row["median"] is not None
+        ]
+        shape = ", ".join(data["rows"][0]["shape"].split(",")[:4])
+        title = f"Training step on {data['environment']['device']}, N, D, F, K = {shape}"
+        found[folder / f"{path.parent.name}-step.svg"] = bars(title, rows, "fasttc")
+    return found
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if stale")
-    parser.add_argument("--file", type=Path, default=record.ROOT.parent / "README.md")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if something is stale"
+    )
+    parser.add_argument("--root", type=Path, default=record.ROOT.parent, help="folder of README.md and docs/")
     parser.add_argument("--results", type=Path, default=record.ROOT / "results")
     options = parser.parse_args(arguments)
-    before = options.file.read_text(encoding="utf-8")
-    after = rendered(before, options.results)
-    names = [match["name"] for match in BLOCK.finditer(before)]
-    print(
-        f"{options.file}: {len(names)} tables ({', '.join(names)}), {'stale' if after != before else 'up to date'}"
-    )
+    pages = [options.root / "README.md", *sorted((options.root / "docs").rglob("*.md"))]
+    wanted = {page: rendered(page.read_text(encoding="utf-8"), options.results) for page in pages}
+    wanted |= plots(options.results, options.root / "docs/plots")
+    stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    print(*(f"stale: {path}" for path in stale), f"{len(wanted)} files, {len(stale)} stale", sep="\n")
     if options.check:
-        return int(after != before)
-    options.file.write_text(after, encoding="utf-8")
+        return int(bool(stale))
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], encoding="utf-8")
     return 0

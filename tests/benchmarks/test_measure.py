@@ -182,13 +182,15 @@ def test_memory_of_a_step_counts_what_the_step_adds():
     assert 3 * matrices < extra < 12 * matrices
 
 
-def test_the_report_fills_its_blocks_and_knows_when_they_are_stale(tmp_path):
+def test_the_report_fills_its_blocks_draws_its_charts_and_knows_when_they_are_stale(tmp_path):
     readme, results = tmp_path / "README.md", tmp_path / "results"
     environment = record.environment("cpu", 0)
     rows = [_row("fasttc", 100.0, 2_000_000), _row("dense", 250.0, 4_000_000)]
-    record.write(results / "cpu/step.json", {"kind": "cpu", "environment": environment}, rows)
-    readme.write_text("before\n<!-- benchmarks:cpu/step -->\nold\n<!-- /benchmarks:cpu/step -->\nafter\n")
-    arguments = ["report", "--file", str(readme), "--results", str(results)]
+    record.write(results / "some-cpu/step.json", {"kind": "cpu", "environment": environment}, rows)
+    readme.write_text(
+        "before\n<!-- benchmarks:some-cpu/step -->\nold\n<!-- /benchmarks:some-cpu/step -->\nafter\n"
+    )
+    arguments = ["report", "--root", str(tmp_path), "--results", str(results)]
     assert benchmarks_main([*arguments, "--check"]) == 1
     assert benchmarks_main(arguments) == 0
     text = readme.read_text()
@@ -196,10 +198,15 @@ def test_the_report_fills_its_blocks_and_knows_when_they_are_stale(tmp_path):
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+    assert "250 ms" in (tmp_path / "docs/plots/some-cpu-step.svg").read_text()
     assert benchmarks_main([*arguments, "--check"]) == 0
     assert report.rendered("no blocks", results) == "no blocks"
     with pytest.raises(ValueError, match=r"block cpu/none: expected the file"):
         report.rendered("<!-- benchmarks:cpu/none -->\n<!-- /benchmarks:cpu/none -->", results)
+
+
+def test_no_committed_table_or_chart_is_stale():
+    assert benchmarks_main(["report", "--check"]) == 0
 
 
 @pytest.mark.parametrize("suite", SUITES)
