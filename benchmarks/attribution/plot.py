@@ -33,11 +33,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> bool:
         fixed["tokens"], [rate * count for count in fixed["operations"]], "--", label="counted a·T + b·T²"
     )
     right.set(title=f"{fixed['targets']} feature targets", xlabel="tokens")
-    for axes, sizes in ((left, every["tokens"]), (right, fixed["tokens"])):
+    for axes, sizes, place in (
+        (left, every["tokens"], "center left"),
+        (right, fixed["tokens"], "upper left"),
+    ):
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc=place)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return True
