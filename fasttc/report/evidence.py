@@ -1,4 +1,4 @@
-"""Feature evidence for the page: reads the plain feature files that circuit-tracer's viewer reads.
+"""Feature evidence for the page: reads the plain feature files that ``feature_files`` and others write.
 
 One file per feature, named by Cantor's pairing of layer and index, in the folder itself or in one folder per model
 below it: ``<folder>/<pair>.json`` or ``<folder>/<scan>/<pair>.json``.
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttc._files import read_json
+from fasttc.graph.export import feature_number
 
 _LOGITS = 10  # promoted and suppressed tokens that are shown
 _EXAMPLES = 5  # of the first group (the strongest); two of every other
@@ -47,7 +48,7 @@ class FeatureFolder:
         Raises:
             ValueError: the file is not a feature file; the message names it.
         """
-        file = self.path / f"{cantor(layer, index)}.json"
+        file = self.path / f"{feature_number(layer, index)}.json"
         if not file.is_file():
             return None
         content = read_json(file)
@@ -55,12 +56,6 @@ class FeatureFolder:
             return shown(content)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{file}: expected a feature file, got a broken one: {error!r}") from error
-
-
-def cantor(layer: int, index: int) -> int:
-    """Cantor's pairing of layer and index: the number of a feature in circuit-tracer's files."""
-    pair = layer + index
-    return pair * (pair + 1) // 2 + index
 
 
 def shown(content: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +68,7 @@ def shown(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "top": [str(token) for token in (content.get("top_logits") or [])[:_LOGITS]],
         "bottom": [str(token) for token in (content.get("bottom_logits") or [])[:_LOGITS]],
+        "embeddings": [str(token) for token in (content.get("top_embeddings") or [])[:_LOGITS]],
         "groups": groups,
         "histogram": [float(count) for count in content.get("histogram") or []],
         "range": [float(content.get("act_min") or 0), float(content.get("act_max") or 0)],

@@ -154,12 +154,13 @@ def _labels(graph: Graph, labels: FeatureLabels) -> list[str]:
 
 
 def _columns(graph: Graph) -> dict[str, Any]:
-    """The numbers of a graph; float32 ones with the fewest digits that give the same number back."""
+    """The numbers of a graph; float32 ones (``single``) with the fewest digits that give the same float32."""
     numbers = {
         "values": graph.values, "activations": graph.activations, "probabilities": graph.logit_probs,
         "remainder": graph.remainder,
     }  # fmt: skip
     return {
+        "single": [name for name, column in numbers.items() if column.dtype != torch.float64],
         "row_ptr": graph.row_ptr.tolist(),
         "columns": graph.columns.tolist(),
         **{

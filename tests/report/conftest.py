@@ -64,6 +64,7 @@ def feature_file(text: str = "fever") -> dict[str, Any]:
         ],
         "top_logits": [text, "hip"],
         "bottom_logits": ["the"],
+        "top_embeddings": ["hot"],
         "act_min": 0.1,
         "act_max": 2.0,
         "histogram": [5, 3, 1],

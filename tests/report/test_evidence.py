@@ -5,15 +5,8 @@ import json
 import pytest
 
 from fasttc.report import FeatureFolder
-from fasttc.report.evidence import cantor
 
 from .conftest import feature_file
-
-
-def test_pairing_numbers_every_pair_once():
-    pairs = [(layer, index) for layer in range(30) for index in range(30)]
-    assert len({cantor(*pair) for pair in pairs}) == len(pairs)
-    assert [cantor(0, 0), cantor(1, 0), cantor(0, 1)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("below", ["", "some-model"])
@@ -22,6 +15,7 @@ def test_files_in_the_folder_or_one_below(write_features, below):
     found = folder.find(1, 7)
     assert found["top"] == ["fever", "hip"]
     assert found["bottom"] == ["the"]
+    assert found["embeddings"] == ["hot"]
     assert found["frequency"] == 0.012
     assert found["range"] == [0.1, 2.0]
     assert [len(group["examples"]) for group in found["groups"]] == [5, 2]
@@ -48,7 +42,7 @@ def test_a_file_with_the_least_is_enough(write_features):
     (path / "0.json").write_text("{}")
     found = FeatureFolder(path).find(0, 0)
     assert found == {
-        "top": [], "bottom": [], "groups": [], "histogram": [], "range": [0.0, 0.0], "frequency": None
+        "top": [], "bottom": [], "embeddings": [], "groups": [], "histogram": [], "range": [0.0, 0.0], "frequency": None
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ fasttc.draw = (() => {
       node.radius = height / 2;
       return box(node.width, height, corner);
     }
-    const room = Math.min(geometry.gap / 2 - 1, 10);
+    const room = Math.min(geometry.gap / 2 - 1, geometry.line / 2 - 1, 10);
     node.radius = Math.max(Math.min(3.2 + 7 * Math.sqrt(node.influence / most), Math.max(room, 4)), 3);
     if (node.kind === "error") node.radius *= 0.85;
     return d3.symbol(symbols[node.kind], Math.PI * node.radius ** 2)();

@@ -51,6 +51,7 @@ fasttc.evidence = (() => {
       el("h3", {}, "Feature evidence"),
       found.frequency === null ? null : el("p", { class: "quiet" }, `active on ${fasttc.base.percent(found.frequency)} of tokens`),
       tokens("Promotes", found.top, "up"), tokens("Suppresses", found.bottom, "down"),
+      tokens("Driven by", found.embeddings, "driven"),
       found.histogram.length ? histogram(found.histogram, found.range) : null,
       ...groups.map((group, at) => el("details", { open: at === 0 }, el("summary", {}, visible(group.name)), ...group.examples.map(example))));
   }

@@ -12,11 +12,11 @@ fasttc.graph = (() => {
     const layer = Int32Array.from(node, (row) => table.layer[row]);
     const rowPtr = Int32Array.from(data.row_ptr);
     const columns = Int32Array.from(data.columns);
-    const values = Float64Array.from(data.values);
-    const remainder = Float64Array.from(data.remainder);
-    const firstLogit = n - data.probabilities.length;
+    const exact = (name) => Float64Array.from(data.single.includes(name) ? Float32Array.from(data[name]) : data[name]);
+    const [values, remainder, probabilities] = ["values", "remainder", "probabilities"].map(exact);
+    const firstLogit = n - probabilities.length;
     const start = new Float64Array(n);
-    start.set(data.probabilities, firstLogit);
+    start.set(probabilities, firstLogit);
 
     // Rows with inputs, from the logits down to the lowest layer: no row of a block is a source of another.
     const features = data.activations.length;
