@@ -85,6 +85,24 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def plot_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds ``--plot FILE``; whether it can be drawn is checked before the verb's work begins."""
+
+    def checked(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None:
+            from fasttc.report.plots import check_plot
+
+            check_plot(value)
+        return value
+
+    return click.option(
+        "--plot",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=checked,
+        help=f"{what} as a .png, .svg or .pdf file (needs matplotlib: pip install 'fasttc[plots]').",
+    )
+
+
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON can hold them, those of a group beside the others."""
     flat: dict[str, Any] = {}

@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from fasttc.cli._common import Run, plot_option, table
 
 NAMES = ("tokens", "lr", "warmup", "decay", "clip", "checkpoint_every", "resume")
 DECAYS = click.Choice(["cosine", "linear", "constant"])
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options :data:`NAMES`; the function gets them together as ``training``."""
+    """Adds the options :data:`NAMES`, which the function gets together as ``training``, and ``--plot``."""
 
     @click.option(
         "--tokens", default=1_000_000, show_default=True, help="Tokens to process, repeats counted."
@@ -24,10 +27,16 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--clip", default=1.0, show_default=True, help="Largest gradient norm; 0: no clipping.")
     @click.option("--checkpoint-every", type=int, help="Steps between checkpoints. Default: ten in all.")
     @click.option("--resume", is_flag=True, help="Continue the checkpoint in OUT.run, bit for bit.")
+    @plot_option("Training curves")
     @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> None:
+    def call(run: Run, plot: Path | None, out: Path, **options: Any) -> None:
         training = {name: options.pop(name) for name in NAMES}
-        function(*args, training=training, **options)
+        function(run, out=out, training=training, **options)
+        if plot is not None:
+            from fasttc.report.plots import training_curves
+
+            training_curves(out.with_name(f"{out.name}.run") / "metrics.jsonl", plot)
+            run.say(f"wrote {plot}")
 
     return call
 
@@ -66,8 +75,6 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def layer_table(report: Any) -> str:
     """Quality on validation documents, per layer, as a table."""
-    from fasttc.cli._common import table
-
     before = {quality.layer: quality.fvu for quality in report.before}
     rows = []
     for quality in report.layers:

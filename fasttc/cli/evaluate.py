@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fasttc.cli._carry_over import carried_over
-from fasttc.cli._common import Run, load_model, load_transcoders, verb
+from fasttc.cli._common import Run, load_model, load_transcoders, plot_option, verb
 from fasttc.cli._data import data_options
 
 
@@ -26,6 +26,7 @@ from fasttc.cli._data import data_options
     "--tokens", default=32_768, show_default=True, help="About how many tokens; 0: the whole split."
 )
 @click.option("--per-layer/--all-layers-only", default=True, help="Also replace and remove each layer alone.")
+@plot_option("FVU, L0 and the cost in cross-entropy by layer,")
 @verb
 def command(
     run: Run,
@@ -41,6 +42,7 @@ def command(
     tokens: int,
     per_layer: bool,
     table_file: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure transcoders on held-out text of MODEL.
 
@@ -63,4 +65,9 @@ def command(
     if origin is not None:
         carried, shown = carried_over(language_model, origin, tcs, opened, table_file, **options)
         result, lines = result | carried, f"{lines}\n\n{shown}"
+    if plot is not None:
+        from fasttc.report.plots import quality_by_layer
+
+        quality_by_layer(report.to_dict(), plot)
+        run.say(f"wrote {plot}")
     run.finish(result, lines)
