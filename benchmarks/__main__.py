@@ -12,6 +12,7 @@ SUITES = {  # name -> what it does
     "aot": "compile every kernel for every architecture; needs no GPU",
     "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
     "page": "the page in a browser: opening, dragging",
+    "pictures": "the pictures of docs/viewer.md, from a demo folder",
     "features": "evidence for 1,000 features over a million tokens: time and memory",
     "memory": "the memory that PAT says it will need, against what it needs",
     "prediction": "PAT of Gemma-2-2b on one H200, on paper",

@@ -25,7 +25,7 @@ INK, QUIET, GRID = "#22262b", "#71767e", "#e4e0d8"
 BEFORE, AFTER = "#b4b3ae", "#2b79ad"  # the page's colours: base, fine-tuned
 GAINED, LOST = "#2c8a5b", "#b33a77"
 _SERIES = ("#2b79ad", "#cf6a24", "#2c8a5b", "#6552c9", "#b33a77", "#8a7a3d")
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.edgecolor": QUIET,
     "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8, "xtick.color": QUIET, "ytick.color": QUIET,
