@@ -30,9 +30,11 @@ for tokens in 40000 160000; do
 done
 step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_base" "${medical[@]}"
 
-# 4. From scratch on the fine-tuned model, every budget its own run with its own schedule.
+# 4. From scratch on the fine-tuned model, every budget its own run with its own schedule; the same small updates and
+#    the same closed-form decoder at the end as PAT has by default.
 for tokens in 40000 80000 160000 320000 640000; do
-  step train "$out/ft" "${medical[@]}" "${shape[@]}" --tokens $tokens --out "$out/tcs_scratch_$tokens"
+  step train "$out/ft" "${medical[@]}" "${shape[@]}" --update-tokens 256 --refit last \
+    --tokens $tokens --out "$out/tcs_scratch_$tokens"
 done
 
 # 5. One question in both models.
