@@ -52,6 +52,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
 
 
+def recover_folder(path: str | Path) -> None:
+    """Puts back what a process that was killed in the instant of :func:`atomic_folder`'s exchange had moved away."""
+    path = Path(path)
+    for retired in sorted(path.parent.glob(f".{path.name}.old-*")):
+        if not path.exists():
+            os.replace(retired, path)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically."""
     with atomic_file(path) as temporary:

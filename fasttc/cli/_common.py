@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class Run:
         settings: every option as resolved, echoed at the start and kept in the JSON result.
         as_json: whether stdout carries one JSON object and nothing else.
         seed, device, dtype: the common options; ``dtype`` is a torch dtype.
+
+    Of several processes that torchrun started, only the first prints.
     """
 
     verb: str
@@ -34,10 +37,13 @@ class Run:
 
     def say(self, text: str) -> None:
         """A line for people: stdout, or stderr when stdout carries JSON."""
-        click.echo(text, err=self.as_json)
+        if is_first():
+            click.echo(text, err=self.as_json)
 
     def finish(self, result: dict[str, Any], text: str) -> None:
         """Prints the result: JSON with the settings and the seconds, or the text."""
+        if not is_first():
+            return
         if self.as_json:
             seconds = round(time.perf_counter() - self.started, 3)
             whole = {"verb": self.verb, "settings": self.settings, "seconds": seconds, **result}
@@ -78,7 +84,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         settings = {**_flat(options), "seed": seed, "device": resolved, "dtype": dtype}
         run = Run(name, settings, as_json, seed, resolved, getattr(torch, dtype))
         shown = " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
-        click.echo(f"fasttc {name}: {shown}", err=True)
+        if is_first():
+            click.echo(f"fasttc {name}: {shown}", err=True)
         _quiet_transformers()
         function(run, **options)
 
@@ -115,11 +122,19 @@ def _flat(options: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _device(name: str) -> str:
     import torch
 
+    if name == "auto" and torch.cuda.is_available():
+        local = os.environ.get("LOCAL_RANK")  # of torchrun: a GPU for each process
+        return "cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}"
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:

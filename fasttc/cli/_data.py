@@ -8,13 +8,13 @@ import click
 
 
 def data_options(
-    context: int = 128, batch_size: int = 8
+    context: int = 128, batch_size: int = 8, required: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds --data, --text, --context, --batch-size and --split-seed with these defaults."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @click.option(
-            "--data", required=True, help="A .txt, .jsonl, .json or .parquet file, or a data set id."
+            "--data", required=required, help="A .txt, .jsonl, .json or .parquet file, or a data set id."
         )
         @click.option("--text", help="How a record becomes text: '{QUESTION} {CONTEXTS} {LONG_ANSWER}'.")
         @click.option("--context", default=context, show_default=True, help="Tokens of a training row.")

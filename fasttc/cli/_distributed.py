@@ -1,15 +1,10 @@
-"""Verbs under ``torchrun``: the processes find each other, and one of them does the talking."""
+"""Verbs under ``torchrun``: the processes find each other."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fasttc.cli._common import Run
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from fasttc.cli._common import Run, load_model, load_transcoders, one_prompt, table, verb
-from fasttc.cli._distributed import is_first, processes
+from fasttc.cli._common import Run, is_first, load_model, load_transcoders, one_prompt, table, verb
+from fasttc.cli._distributed import processes
 
 
 @click.command("attribute")

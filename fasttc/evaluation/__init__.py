@@ -1,4 +1,7 @@
-"""How good transcoders are: fit, sparsity, what replacing MLPs by them costs, and how far they moved from a base."""
+"""How good transcoders are: fit, sparsity, what replacing MLPs by them costs, how far they moved from a base.
+
+And how good a model is at a task, as it is or with its MLPs replaced.
+"""
 
 from fasttc.evaluation.carry_over import LayerCarryOver as LayerCarryOver
 from fasttc.evaluation.carry_over import carry_over as carry_over
@@ -6,5 +9,20 @@ from fasttc.evaluation.evaluator import evaluate as evaluate
 from fasttc.evaluation.report import FeatureReport as FeatureReport
 from fasttc.evaluation.report import LayerReport as LayerReport
 from fasttc.evaluation.report import Report as Report
+from fasttc.evaluation.tasks import Question as Question
+from fasttc.evaluation.tasks import TaskReport as TaskReport
+from fasttc.evaluation.tasks import evaluate_task as evaluate_task
+from fasttc.evaluation.tasks import read_questions as read_questions
 
-__all__ = ["FeatureReport", "LayerCarryOver", "LayerReport", "Report", "carry_over", "evaluate"]
+__all__ = [
+    "FeatureReport",
+    "LayerCarryOver",
+    "LayerReport",
+    "Question",
+    "Report",
+    "TaskReport",
+    "carry_over",
+    "evaluate",
+    "evaluate_task",
+    "read_questions",
+]

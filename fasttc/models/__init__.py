@@ -19,10 +19,12 @@ from fasttc.models.hybrid import check_pair as check_pair
 from fasttc.models.hybrid import check_same_tokenizer as check_same_tokenizer
 from fasttc.models.hybrid import hybrid as hybrid
 from fasttc.models.hybrid import steered as steered
+from fasttc.models.load import check_device as check_device
 from fasttc.models.load import load as load
 from fasttc.models.lora import lora as lora
 from fasttc.models.norms import normalized as normalized
 from fasttc.models.precision import float64_exact as float64_exact
+from fasttc.models.recompute import recomputed as recomputed
 from fasttc.models.replace import ablated as ablated
 from fasttc.models.replace import overridden as overridden
 from fasttc.models.replace import replaced as replaced
@@ -45,6 +47,7 @@ __all__ = [
     "anatomy",
     "bind_sites",
     "capture",
+    "check_device",
     "check_match",
     "check_pair",
     "check_same_tokenizer",
@@ -60,6 +63,7 @@ __all__ = [
     "lora",
     "normalized",
     "overridden",
+    "recomputed",
     "replaced",
     "residuals",
     "sample",

@@ -21,7 +21,11 @@ _TOKENIZER_FILES = (
 
 
 def load(
-    ref: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+    ref: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Loads a causal language model of a supported family, in evaluation mode, with eager attention.
 
@@ -29,18 +33,23 @@ def load(
         ref: a folder written by ``save_pretrained``, or a hub id ``user/name[@revision]``.
         dtype: of the weights, also by name ("float32"); as saved when None.
         device: where to put it; the CPU when None.
+        device_map: instead of ``device``, for a model that no single one can hold: "auto", or devices by module, as
+            transformers takes it (with accelerate). Capture, training and evaluation go along.
 
     Returns:
         (model, tokenizer); the tokenizer is None where there is none beside the model.
 
     Raises:
         ValueError: one line saying what is wrong: no such folder, not a model, unknown family, remote code needed,
-            tensors missing, hub not reachable, unknown dtype, no such device.
+            tensors missing, hub not reachable, unknown dtype, no such device, both device and device_map.
     """
     import transformers
 
     where, options = _locate(ref)
-    dtype, device = _dtype(dtype), _device(device)
+    if device is not None and device_map is not None:
+        raise ValueError(f"device_map: expected none beside device {str(device)!r}, got {device_map!r}")
+    dtype, device = _dtype(dtype), check_device(device)
+    spread = {} if device_map is None else {"device_map": device_map}
     with _plain_errors(ref):
         config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     try:
@@ -54,6 +63,7 @@ def load(
             attn_implementation="eager",
             trust_remote_code=False,
             output_loading_info=True,
+            **spread,
             **options,
         )
     model, report = loaded
@@ -62,7 +72,8 @@ def load(
         raise ValueError(
             f"{ref}: expected all weights of the model, got none for {len(missing)}: {missing[0]}, ..."
         )
-    model.to(device)
+    if device_map is None:
+        model.to(device)
     return model.eval(), _tokenizer(ref, where, options)
 
 
@@ -89,7 +100,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return value
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device of that name, the CPU when None; ValueError where this machine has none."""
     try:
         chosen = torch.device("cpu" if device is None else device)
         torch.empty(0, device=chosen)

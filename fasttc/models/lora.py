@@ -36,7 +36,8 @@ def lora(model: nn.Module, rank: int, alpha: float) -> Iterator[tuple[nn.Module,
     if inner is not model or any(isinstance(m, peft.tuners.lora.LoraLayer) for m in model.modules()):
         raise ValueError("model: expected one without wrappers for 'lora', got one; merge its adapters first")
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    kind: Any = peft.LoraConfig  # its annotations are narrower than what it takes
+    config = kind(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
     names = [name for name, _ in wrapped.named_parameters() if ".lora_" in name]
     try:

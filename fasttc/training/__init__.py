@@ -7,6 +7,7 @@ from fasttc.training.adapter import AdapterReport as AdapterReport
 from fasttc.training.adapter import train_adapters as train_adapters
 from fasttc.training.data import TokenData as TokenData
 from fasttc.training.data import open_data as open_data
+from fasttc.training.distributed import ProcessLost as ProcessLost
 from fasttc.training.finetune import FinetuneOptions as FinetuneOptions
 from fasttc.training.finetune import FinetuneReport as FinetuneReport
 from fasttc.training.finetune import finetune as finetune
@@ -17,6 +18,7 @@ from fasttc.training.loop import Progress as Progress
 from fasttc.training.report import TranscoderReport as TranscoderReport
 from fasttc.training.scratch import ScratchOptions as ScratchOptions
 from fasttc.training.scratch import train as train
+from fasttc.training.sharded import ShardedTranscoder as ShardedTranscoder
 
 __all__ = [
     "AdaptOptions",
@@ -26,8 +28,10 @@ __all__ = [
     "FinetuneOptions",
     "FinetuneReport",
     "Interrupted",
+    "ProcessLost",
     "Progress",
     "ScratchOptions",
+    "ShardedTranscoder",
     "TokenData",
     "TranscoderReport",
     "adapt",

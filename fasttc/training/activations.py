@@ -1,4 +1,7 @@
-"""What transcoders see: inputs and outputs of every MLP for a block of tokens, straight from the running model."""
+"""What transcoders see: inputs and outputs of every MLP for a block of tokens, straight from the running model.
+
+Of several processes each runs the model on some rows of the block, and is then given all tokens of some layers.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,14 +15,21 @@ from torch import Tensor, nn
 from fasttc.models.anatomy import anatomy
 from fasttc.models.capture import capture
 from fasttc.nn import Site
+from fasttc.training.distributed import Processes
 from fasttc.training.packing import TokenBatch
 
 
 class Source(Protocol):
-    """Gives x and y of a block at every site."""
+    """Gives x and y of a block at every site; of several processes to each those of its own sites."""
 
     @property
     def sites(self) -> list[Site]: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    @property
+    def own(self) -> slice: ...
 
     def places(self, batch: TokenBatch) -> Tensor: ...
 
@@ -32,15 +42,35 @@ class ActivationSource:
     Made by :func:`activation_source`, which puts the hooks in place and takes them off.
     """
 
-    def __init__(self, trunk: nn.Module, record, device: torch.device, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        record,
+        entrance: torch.device,
+        rows: int | None = None,
+        processes: Processes | None = None,
+        device: str | None = None,
+    ) -> None:
         self._trunk = trunk
         self._record = record
-        self._device = device
+        self._entrance = entrance
         self._rows = rows
+        self._processes = processes or Processes()
+        self._device = device
 
     @property
     def sites(self) -> list[Site]:
+        """Of all processes."""
         return self._record.sites
+
+    @property
+    def processes(self) -> Processes:
+        return self._processes
+
+    @property
+    def own(self) -> slice:
+        """Which of the sites this process reads: all of them, if it is alone."""
+        return self._processes.share(len(self.sites))
 
     def places(self, batch: TokenBatch) -> Tensor:
         """Where the tokens that :meth:`read` gives stand in the flattened block, ``[N]`` int64, ascending."""
@@ -49,28 +79,55 @@ class ActivationSource:
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists of x [N, D] and y [N, D_out], float32 (float64 in a float64 model), one per site.
+        """Lists of x [N, D] and y [N, D_out], float32 (float64 in a float64 model), one per own site.
 
+        They are where the source's device is, or else where the model has the layer.
         The N tokens are those of ``batch.mask`` (neither padding nor first of their document), in order. Positions
         the sites zero beyond the first are left out too.
         """
         kept = torch.zeros(batch.mask.numel(), dtype=torch.bool)
         kept[self.places(batch).cpu()] = True
         kept = kept.view_as(batch.mask)
-        ids, positions = batch.input_ids.to(self._device), batch.position_ids.to(self._device)
+        shares = [self._processes.share(len(kept), rank) for rank in range(self._processes.size)]
+        xs, ys = self._run(batch, kept, shares[self._processes.rank])
+        if self._processes.size == 1:
+            return xs, ys
+        return self._regroup(xs, ys, [int(kept[share].sum()) for share in shares])
+
+    def _run(self, batch: TokenBatch, kept: Tensor, share: slice) -> tuple[list[Tensor], list[Tensor]]:
+        """x and y at all sites of the kept tokens in some rows of a block; ``kept`` [B, T] bool."""
+        if share.start == share.stop:  # a process without rows runs one, and keeps nothing of it
+            share, kept = slice(0, 1), torch.zeros_like(kept)
+        ids, positions = (t[share].to(self._entrance) for t in (batch.input_ids, batch.position_ids))
+        kept = kept[share]
         rows = self._rows or len(ids)
         found: list[tuple[list[Tensor], list[Tensor]]] = []
         for start in range(0, len(ids), rows):
             part = slice(start, start + rows)
             self._trunk(input_ids=ids[part], position_ids=positions[part], use_cache=False)
             places = kept[part].flatten().nonzero()[:, 0]
-            xs, ys = ([_rows(t, places) for t in side] for side in (self._record.x, self._record.y))
+            xs, ys = (
+                [_rows(t, places, self._device) for t in side] for side in (self._record.x, self._record.y)
+            )
             found.append((xs, ys))
             self._record.clear()
         if len(found) == 1:
             return found[0]
         xs, ys = ([torch.cat(t) for t in zip(*(f[side] for f in found), strict=True)] for side in (0, 1))
         return xs, ys
+
+    def _regroup(
+        self, xs: list[Tensor], ys: list[Tensor], counts: list[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """From some tokens of all sites to all tokens of the own ones."""
+        place = self._device or self._entrance
+        columns = [torch.cat([x.to(place), y.to(place)], 1) for x, y in zip(xs, ys, strict=True)]
+        found = self._processes.regroup(columns, counts)
+        widths = [x.shape[1] for x in xs[self.own]]
+        return (
+            [both[:, :d].contiguous() for both, d in zip(found, widths, strict=True)],
+            [both[:, d:].contiguous() for both, d in zip(found, widths, strict=True)],
+        )
 
 
 class RememberedSource:
@@ -97,6 +154,14 @@ class RememberedSource:
     @property
     def sites(self) -> list[Site]:
         return self.model_source.sites
+
+    @property
+    def processes(self) -> Processes:
+        return self.model_source.processes
+
+    @property
+    def own(self) -> slice:
+        return self.model_source.own
 
     def places(self, batch: TokenBatch) -> Tensor:
         """See :meth:`ActivationSource.places`."""
@@ -135,7 +200,12 @@ class RememberedSource:
 
 @contextmanager
 def activation_source(
-    model: nn.Module, sites: Sequence[Site], source: Source | None = None, rows: int | None = None
+    model: nn.Module,
+    sites: Sequence[Site],
+    source: Source | None = None,
+    rows: int | None = None,
+    processes: Processes | None = None,
+    device: str | None = None,
 ) -> Iterator[Source]:
     """Yields an :class:`ActivationSource`; the model is in evaluation mode meanwhile and as before afterwards.
 
@@ -143,28 +213,34 @@ def activation_source(
         model, sites: where to read.
         source: yielded instead, if it reads at these layers.
         rows: of a block that pass the model together; None: all.
+        processes: that share out the rows of a block and the sites; None: this one alone.
+        device: where x and y go; None: they stay where the model has the layer.
 
     Raises:
-        ValueError: a source of other sites.
+        ValueError: a source of other sites or processes.
     """
     if source is not None:
         places = [[(site.layer, site.x, site.y) for site in each] for each in (sites, source.sites)]
         if places[0] != places[1]:
             raise ValueError(f"source: expected the sites {places[0]}, got {places[1]}")
+        if source.processes.size != (processes or Processes()).size:
+            raise ValueError(f"source: expected one of all processes, got one of {source.processes.size}")
         yield source
         return
     trunk = model.get_submodule(anatomy(model).trunk)
     training = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
+    entrance = next(model.parameters()).device
+    if entrance.type == "meta":  # weights that accelerate fetches when they are needed
+        entrance = torch.device("cpu")
     model.eval()
     try:
         with capture(model, sites) as record:
-            yield ActivationSource(trunk, record, device, rows)
+            yield ActivationSource(trunk, record, entrance, rows, processes, device)
     finally:
         for module, mode in training.items():
             module.training = mode
 
 
-def _rows(t: Tensor, kept: Tensor) -> Tensor:
-    rows = t.reshape(-1, t.shape[-1]).index_select(0, kept.to(t.device))
+def _rows(t: Tensor, kept: Tensor, device: str | None) -> Tensor:
+    rows = t.reshape(-1, t.shape[-1]).index_select(0, kept.to(t.device)).to(device or t.device)
     return rows if rows.dtype == torch.float64 else rows.float()

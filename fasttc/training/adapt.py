@@ -135,21 +135,24 @@ def adapt(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
     stream = tokens.stream("train", config.block_rows, seed=config.seed)
-    announce(run, model, list(tcs), config, tokens.context, config.trained())
-    with seeded(config.seed), activation_source(model, tcs.sites, source, config.batch_size) as activations:
+    numbers = range(len(tcs))[run.processes.share(len(tcs))]
+    announce(run, model, [tcs[n] for n in numbers], config, tokens.context, config.trained())
+    reading = activation_source(model, tcs.sites, source, config.batch_size, run.processes, config.device)
+    with seeded(config.seed), reading as activations:
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
-        transcoders = [_working_copy(tc, x) for tc, x in zip(tcs, held_out[0], strict=True)]
+        transcoders = [_working_copy(tcs[n], x) for n, x in zip(numbers, held_out[0], strict=True)]
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
         refits = refit_first(activations, transcoders, stream, config, held_out)
-        objective = _objective(config, transcoders, before, tokens.context)
+        objective = _objective(config, tcs[0], before, tokens.context)
         steps = config.steps(tokens.context, refits.tokens)
-        lr, parts = config.lr or RATE * default_lr(transcoders[0].d_in), config.parts(tokens.context)
+        lr, parts = config.lr or RATE * default_lr(tcs[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
             activations,
             objective,
             [activation_scales(x, y) for x, y in zip(*held_out, strict=True)],
+            numbers=numbers,
             trained=config.trained(),
             collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
             parts=parts,
@@ -168,14 +171,14 @@ def adapt(
         adapted, report = finish_transcoders(
             "adapt",
             task,
-            activations.sites,
+            activations,
             outcome,
             tokens,
             settings,
             layers,
             before,
             provenance,
-            refits.to_dict(),
+            refits.of_all(run.processes),
         )
         for transcoder, base in zip(adapted, tcs, strict=True):
             transcoder.to(base.W_enc.dtype)
@@ -198,9 +201,9 @@ def _check_explains(before: Sequence[LayerQuality]) -> None:
 
 
 def _objective(
-    config: AdaptOptions, transcoders: Sequence[Transcoder], before: Sequence[LayerQuality], context: int
+    config: AdaptOptions, base: Transcoder, before: Sequence[LayerQuality], context: int
 ) -> Objective:
-    steers = config.steer and transcoders[0].activation in ("jumprelu", "relu")
+    steers = config.steer and base.activation in ("jumprelu", "relu")
     goal = tuple(config.target_l0 or quality.l0 for quality in before)
     patience = max(config.tokens // 20, 2 * config.batch_size * context)
     return Objective(

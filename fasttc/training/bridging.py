@@ -146,6 +146,7 @@ class AdapterTask:
     """
 
     divergence = (3.0, 1.0)
+    divided = False
     parts = 1
 
     def __init__(
@@ -265,6 +266,9 @@ class AdapterTask:
         if self._steps % LOOK_AT_DENSITY == 0:
             shares = zip(metrics["l0"].tolist(), self.adapters, strict=True)
             self._dense = [active / adapter.n_features > DENSE_ABOVE for active, adapter in shares]
+
+    def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return columns
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {"steps": self._steps, "dense": list(self._dense)}

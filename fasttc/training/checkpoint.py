@@ -1,43 +1,87 @@
-"""Checkpoints: a folder with one safetensors file and one JSON file, written whole or not at all. No pickle.
+"""Checkpoints: a folder with safetensors files and one JSON file, written whole or not at all. No pickle.
 
 What is saved is all that the rest of a run depends on: weights, optimiser, step, place in the data, counters of dead
 features, random generators. A resumed run therefore ends with the same bits as one that was never stopped, on the
 same machine with the same number of threads.
+
+Several processes write one checkpoint together, each a file with its part, on a disk that all of them see. It can be
+continued by another number of processes.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fasttc._files import atomic_folder, read_json, write_json
+from fasttc.training.distributed import Processes
 
-SCHEMA_VERSION = 1
-_TENSORS, _VALUES = "state.safetensors", "state.json"
+SCHEMA_VERSION = 2
+_TENSORS, _VALUES = "state.{}.safetensors", "state.json"
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of some safetensors files, each read when it is asked for: a process reads no more than it needs.
+
+    Args:
+        files: whose names do not overlap.
+        prefix: of the names; left out of those given here.
+    """
+
+    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
+        handles: list[Any] = [safe_open(file, "pt") for file in files]
+        found = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118, not a dict
+        self._handles = {n.removeprefix(prefix): (n, h) for n, h in found.items() if n.startswith(prefix)}
+        self._files = files
+
+    def under(self, prefix: str) -> "StoredTensors":
+        return StoredTensors(self._files, prefix)
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored, handle = self._handles[name]
+        return handle.get_tensor(stored).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+
+def save_checkpoint(
+    path: Path, tensors: dict[str, Tensor], values: dict[str, Any], processes: Processes | None = None
+) -> None:
     """Writes a checkpoint in place of the one at ``path``, which stays as it was if this fails.
 
     Args:
         path: folder.
-        tensors: of any device.
-        values: JSON types.
+        tensors: of any device; of several processes each gives others.
+        values: JSON types; those of the first process are written.
+        processes: who all calls this at once.
     """
-    whole = tensors | {f"rng.{name}": state for name, state in _rng_states().items()}
+    processes = processes or Processes()
+    if not processes.first:
+        _save_tensors(Path(processes.broadcast(None)), processes.rank, tensors)
+        processes.gather(None)
+        return
     with atomic_folder(path) as folder:
-        # A clone each: safetensors refuses tensors that share memory (tied weights, views of one buffer).
-        save_file(
-            {name: t.detach().to("cpu", copy=True).contiguous() for name, t in whole.items()},
-            folder / _TENSORS,
-        )
-        write_json(folder / _VALUES, {"schema_version": SCHEMA_VERSION, **values})
+        processes.broadcast(str(folder))
+        _save_tensors(folder, 0, tensors | {f"rng.{name}": state for name, state in _rng_states().items()})
+        processes.gather(None)  # all have written
+        write_json(folder / _VALUES, {"schema_version": SCHEMA_VERSION, "files": processes.size, **values})
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _save_tensors(folder: Path, rank: int, tensors: dict[str, Tensor]) -> None:
+    # A clone each: safetensors refuses tensors that share memory (tied weights, views of one buffer).
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    save_file(copies, folder / _TENSORS.format(rank))
+
+
+def load_checkpoint(path: Path) -> tuple[StoredTensors, dict[str, Any]]:
     """Reads a checkpoint and puts the random generators where they stood.
 
     Raises:
@@ -52,11 +96,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} has {values.get('schema_version')!r}"
         )
     try:
-        tensors = load_file(path / _TENSORS)
+        tensors = StoredTensors([path / _TENSORS.format(rank) for rank in range(values["files"])])
     except (SafetensorError, OSError) as error:
         raise ValueError(f"resume: cannot read the checkpoint {path}: {error}") from error
-    for name in [name for name in tensors if name.startswith("rng.")]:
-        _set_rng(name.removeprefix("rng."), tensors.pop(name))
+    for name, state in tensors.under("rng.").items():
+        _set_rng(name, state)
     return tensors, values
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fasttc.nn import Transcoder
 from fasttc.training.activations import Source
 from fasttc.training.data import TokenData, TokenStream
+from fasttc.training.distributed import Processes
 from fasttc.training.options import TranscoderOptions
 from fasttc.training.quality import LayerStatistics
 from fasttc.training.refit import DecoderSums, refit
@@ -39,20 +40,23 @@ class Refits:
     first: Sequence[float | None] = ()
     last: Sequence[float | None] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def of_all(self, processes: Processes) -> dict[str, Any]:
+        """With the layers of all processes; JSON types."""
+        parts = processes.gather(asdict(self))
+        joined = {name: [ridge for part in parts for ridge in part[name]] for name in ("first", "last")}
+        return {"tokens": self.tokens, **joined}
 
 
 def sample(source: Source, data: TokenData, split: str, batch_size: int, n: int) -> Activations:
-    """x and y of about ``n`` tokens of a split at every site, in its fixed order.
+    """x and y of about ``n`` tokens of a split at every own site, in its fixed order.
 
     Raises:
         ValueError: fewer than two usable tokens.
     """
     parts = [source.read(b) for b in data.batches(split, batch_size, max_tokens=n)]
-    layers = range(len(source.sites))
-    xs, ys = ([torch.cat([part[side][i] for part in parts])[:n] for i in layers] for side in (0, 1))
-    if len(xs[0]) < 2:
+    own = range(len(parts[0][0]))
+    xs, ys = ([torch.cat([part[side][i] for part in parts])[:n] for i in own] for side in (0, 1))
+    if xs and len(xs[0]) < 2:
         raise ValueError(
             f"data: expected {split} documents of at least three tokens, got none among the first"
         )
@@ -106,7 +110,11 @@ def held_out_watch(
     """Looks at the mean FVU on held-out tokens, :data:`LOOKS` times in all; None without ``options.patience``."""
     if options.patience is None:
         return None
-    weights = {f"{i}.{name}": p for i, t in enumerate(task.transcoders) for name, p in t.named_parameters()}
+    weights = {
+        f"{n}.{name}": p
+        for n, t in zip(task.numbers, task.transcoders, strict=True)
+        for name, p in t.named_parameters()
+    }
 
     def measure() -> float:
         found = []
@@ -115,6 +123,7 @@ def held_out_watch(
             statistics.add(x, y)
             transcoder.train()
             found.append(statistics.result(0).fvu)
-        return sum(found) / len(found)
+        whole = [fvu for part in task.processes.gather(found) for fvu in part]
+        return sum(whole) / len(whole)
 
     return Watch(max(1, steps // LOOKS), options.patience, measure, weights)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fasttc.training.documents import Document, digest, fingerprint, read_documents
+from fasttc.training.documents import Document, Exchange, digest, fingerprint, read_documents
+from fasttc.training.exchanges import check_chat, encode_exchanges, encode_texts
 from fasttc.training.packing import Rows, TokenBatch, cut, pack
 
 SPLITS = ("train", "validation", "test")
@@ -58,10 +59,12 @@ class TokenData:
     Tokens are computed when first needed and kept (four bytes each).
 
     Args:
-        documents: text, or token ids.
+        documents: text, token ids, or exchanges, of which only the answers are learned.
         tokenizer: a Hugging Face tokenizer, or any object whose ``encode(text)`` gives token ids. Not needed for
             token ids.
         context: T, length of a row. A longer document is cut into pieces of T tokens.
+        eos_id: token put after the answer of every exchange, and learned; None puts nothing.
+        chat: exchanges are put into the tokenizer's chat template, which then ends the answer in its own way.
         bos_id: token put before every document and every piece of one; None puts nothing.
         pad_id: token that fills rows.
         fractions, split_seed: see :func:`split_documents`. Keep ``split_seed`` the same for a base model, its
@@ -76,7 +79,9 @@ class TokenData:
         *,
         context: int = 128,
         bos_id: int | None = None,
+        eos_id: int | None = None,
         pad_id: int = 0,
+        chat: bool = False,
         fractions: Sequence[float] = (0.9, 0.05, 0.05),
         split_seed: int = 0,
         vocab_size: int | None = None,
@@ -85,19 +90,24 @@ class TokenData:
             raise ValueError(f"context: expected an int >= 2, got {context!r}")
         if not documents:
             raise ValueError("documents: expected at least one, got none")
-        if isinstance(documents[0], str) and tokenizer is None:
+        if isinstance(documents[0], str | Exchange) and tokenizer is None:
             raise ValueError(
                 "tokenizer: expected one, since the data is text; got None (token ids need none)"
             )
+        if chat:
+            check_chat(documents, tokenizer)
         self.documents = documents
         self.tokenizer = tokenizer
         self.context = context
         self.bos_id = bos_id
+        self.eos_id = None if chat else eos_id
+        self.chat = chat
         self.pad_id = pad_id
         self.vocab_size = vocab_size
         self.splits = split_documents(documents, fractions, split_seed)
         self.fingerprint = fingerprint(documents)
         self._tokens: dict[int, np.ndarray] = {}
+        self._prompts: dict[int, int] = {}  # leading tokens that are not learned
 
     def indices(self, split: str) -> list[int]:
         """Documents of a split; ValueError when the name is unknown or the split is empty."""
@@ -114,7 +124,11 @@ class TokenData:
         """Token ids of documents (int32, no BOS), tokenised together where they have not been before."""
         missing = [i for i in wanted if i not in self._tokens]
         if missing:
-            for i, ids in zip(missing, self._tokenise([self.documents[i] for i in missing]), strict=True):
+            for i, (ids, prompt) in zip(
+                missing, self._tokenise([self.documents[i] for i in missing]), strict=True
+            ):
+                if prompt and prompt >= len(ids):
+                    raise ValueError(f"document {i}: expected an answer of at least one token, got none")
                 if self.vocab_size is not None and len(ids) and max(ids) >= self.vocab_size:
                     raise ValueError(
                         f"document {i}: expected token ids below the model's vocabulary of {self.vocab_size}, "
@@ -123,20 +137,29 @@ class TokenData:
                 array = np.asarray(ids, np.int32)
                 starts_with_bos = self.bos_id is not None and len(array) and array[0] == self.bos_id
                 self._tokens[i] = array[1:] if starts_with_bos else array
+                self._prompts[i] = max(0, prompt - 1) if starts_with_bos else prompt
         return [self._tokens[i] for i in wanted]
 
-    def _tokenise(self, documents: Sequence[Any]) -> Sequence[Any]:
-        if not isinstance(documents[0], str):
-            return documents
-        if callable(self.tokenizer):
-            encoded: Any = self.tokenizer(list(documents), add_special_tokens=False, verbose=False)
-            return encoded["input_ids"]
-        return [self.tokenizer.encode(document) for document in documents]
+    def _tokenise(self, documents: Sequence[Any]) -> Sequence[tuple[Any, int]]:
+        """Token ids, and how many of the first are of the prompt."""
+        if isinstance(documents[0], Exchange):
+            return encode_exchanges(self.tokenizer, documents, chat=self.chat, eos_id=self.eos_id)
+        if isinstance(documents[0], str):
+            documents = encode_texts(self.tokenizer, documents)
+        return [(document, 0) for document in documents]
 
     def rows(self, documents: Sequence[int]) -> Rows:
         """The given documents packed into rows."""
-        pieces = [piece for ids in self.tokens(documents) for piece in cut(ids, self.context, self.bos_id)]
-        return pack(pieces, self.context, self.pad_id)
+        pieces, prompts = [], []
+        head = 0 if self.bos_id is None else 1
+        for i, ids in zip(documents, self.tokens(documents), strict=True):
+            left = self._prompts[i]
+            for piece in cut(ids, self.context, self.bos_id):
+                if left < len(piece) - head:  # a piece of nothing but prompt teaches nothing
+                    pieces.append(piece)
+                    prompts.append(head + left if left else 0)
+                left = max(0, left - (len(piece) - head))
+        return pack(pieces, self.context, self.pad_id, prompts)
 
     def stream(self, split: str, batch_size: int, *, seed: int = 0) -> "TokenStream":
         """An endless, shuffled, resumable stream of blocks [batch_size, T]."""
@@ -242,6 +265,9 @@ def open_data(
     tokenizer: Any = None,
     *,
     text: str | None = None,
+    prompt: str | None = None,
+    answer: str | None = None,
+    chat: bool = False,
     context: int = 128,
     fractions: Sequence[float] = (0.9, 0.05, 0.05),
     split_seed: int = 0,
@@ -252,7 +278,8 @@ def open_data(
         model: a Hugging Face causal language model; its context and vocabulary are checked against.
         data: see :func:`fasttc.training.documents.read_documents`; a :class:`TokenData` is returned as it is.
         tokenizer, context, fractions, split_seed: see :class:`TokenData`.
-        text: how a record becomes text.
+        text, prompt, answer: how a record becomes text, or an exchange.
+        chat: see :class:`TokenData`; needs prompt and answer.
 
     Raises:
         ValueError: as those two do; a context beyond the model's.
@@ -267,10 +294,12 @@ def open_data(
     bos_id = getattr(source, "bos_token_id", None)
     pad_id = getattr(source, "pad_token_id", None)
     return TokenData(
-        read_documents(data, text=text),
+        read_documents(data, text=text, prompt=prompt, answer=answer),
         tokenizer,
         context=context,
         bos_id=bos_id,
+        eos_id=getattr(source, "eos_token_id", None),
+        chat=chat,
         pad_id=0 if pad_id is None else pad_id,
         fractions=fractions,
         split_seed=split_seed,

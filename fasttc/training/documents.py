@@ -1,21 +1,39 @@
-"""Documents: what a file, a data set or a list becomes before it is split and packed. Text or token ids."""
+"""Documents: what a file, a data set or a list becomes before it is split and packed. Text, token ids or exchanges."""
 
 import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-Document = str | Sequence[int]
+
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt and the answer that is to be learned after it."""
+
+    prompt: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """Both as one text: a space between them where neither side has white space."""
+        touching = self.prompt and not self.prompt[-1].isspace() and not self.answer[:1].isspace()
+        return f"{self.prompt}{' ' if touching else ''}{self.answer}"
+
+
+Document = str | Sequence[int] | Exchange
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 _TEXT_FIELD = "text"
 _ID_FIELDS = ("input_ids", "token_ids")
 
 
-def read_documents(data: Any, *, text: str | None = None) -> list[Document]:
+def read_documents(
+    data: Any, *, text: str | None = None, prompt: str | None = None, answer: str | None = None
+) -> list[Document]:
     """Reads documents, one per record, in the order of the source; records without text are left out.
 
     Args:
@@ -30,14 +48,24 @@ def read_documents(data: Any, *, text: str | None = None) -> list[Document]:
             A record is a string, a list of token ids, or an object with fields.
         text: how an object becomes text, for example ``"{QUESTION} {LONG_ANSWER}"``: fields in braces, lists
             joined by a space, null as nothing. None takes the field ``text``, or ``input_ids`` as token ids.
+        prompt, answer: two such templates instead of ``text``: every record becomes an :class:`Exchange`. One without
+            an answer is left out.
 
     Raises:
-        ValueError: no such file, empty or binary file, unknown ending, no text in the records, or a field that
-            the records do not have (with the fields they have). One line each.
+        ValueError: one of prompt and answer without the other, or beside text; no such file, empty or binary file,
+            unknown ending, no text in the records, or a field that the records do not have (with the fields they
+            have). One line each.
     """
     name = str(data) if isinstance(data, str | Path) else f"the given {type(data).__name__}"
-    records = _read_records(data)
-    documents = [_render(record, text, f"{name}, record {i}") for i, record in enumerate(records)]
+    records = read_records(data)
+    _check_templates(text, prompt, answer)
+    documents: list[Document] = []
+    for i, record in enumerate(records):
+        where = f"{name}, record {i}"
+        if prompt is None or answer is None:
+            documents.append(_render(record, text, where))
+        else:
+            documents.append(Exchange(*(render_fields(record, part, where) for part in (prompt, answer))))
     kept = [document for document in documents if not _is_blank(document)]
     if not kept:
         raise ValueError(f"expected documents with text, found none in {name} ({len(documents)} records)")
@@ -46,8 +74,19 @@ def read_documents(data: Any, *, text: str | None = None) -> list[Document]:
     return kept
 
 
+def _check_templates(text: str | None, prompt: str | None, answer: str | None) -> None:
+    if (prompt is None) != (answer is None):
+        raise ValueError(f"prompt, answer: expected both or neither, got {prompt!r} and {answer!r}")
+    if text is not None and prompt is not None:
+        raise ValueError(f"text: expected none beside prompt and answer, got {text!r}")
+
+
 def digest(document: Document, salt: int = 0) -> bytes:
-    """A 16-byte BLAKE2b hash of a document's content: the same on every machine and run."""
+    """A 16-byte BLAKE2b hash of a document's content: the same on every machine and run.
+
+    That of an exchange is that of its text: both fall into the same split.
+    """
+    document = document.text if isinstance(document, Exchange) else document
     if isinstance(document, str):
         content = b"t" + document.encode("utf-8", "surrogatepass")
     else:
@@ -63,7 +102,8 @@ def fingerprint(documents: Sequence[Document]) -> str:
     return whole.hexdigest()
 
 
-def _read_records(data: Any) -> Iterable[Any]:
+def read_records(data: Any) -> Iterable[Any]:
+    """The records of a source, as they are; see :func:`read_documents`."""
     if isinstance(data, Mapping):
         raise ValueError(
             "data: expected a file, a data set id or a list of records, got a dict; pass its values as a list"
@@ -185,7 +225,7 @@ def _render(record: Any, template: str | None, where: str) -> Document:
     if isinstance(record, str):
         return record
     if isinstance(record, Mapping):
-        return _render_fields(record, template, where)
+        return _render_object(record, template, where)
     if hasattr(record, "tolist"):  # a tensor or an array of token ids
         record = record.tolist()
     if isinstance(record, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in record):
@@ -197,12 +237,25 @@ def _render(record: Any, template: str | None, where: str) -> Document:
     )
 
 
-def _render_fields(record: Mapping[str, Any], template: str | None, where: str) -> Document:
+def _render_object(record: Mapping[str, Any], template: str | None, where: str) -> Document:
     if template is None:
         for field in _ID_FIELDS:
             if field in record and _TEXT_FIELD not in record:
                 return _render(record[field], None, where)
         template = "{" + _TEXT_FIELD + "}"
+    return render_fields(record, template, where)
+
+
+def render_fields(record: Any, template: str, where: str) -> str:
+    """A template with fields in braces filled from a record; ``where`` says in errors which record it is.
+
+    Raises:
+        ValueError: a field that is not there, or is neither text nor a list of texts; a record without fields.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(
+            f"{where}: expected an object with fields for {template!r}, got {type(record).__name__}"
+        )
     pieces = []
     for literal, field, _, _ in _parse_template(template):
         pieces.append(literal)
@@ -235,4 +288,6 @@ def _as_text(value: Any, field: str, where: str) -> str:
 
 
 def _is_blank(document: Document) -> bool:
+    if isinstance(document, Exchange):
+        return not document.answer.strip()
     return not document.strip() if isinstance(document, str) else len(document) == 0

@@ -5,7 +5,7 @@ Beside it, with the same loop and data, what it is compared with: fine-tuning of
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from fasttc._files import atomic_folder
-from fasttc.models import ffn_parameters, lora
+from fasttc.models import ffn_parameters, lora, recomputed
 from fasttc.training.causal import CausalTask, cross_entropy, hash_tensors
+from fasttc.training.data import TokenData, open_data
 from fasttc.training.fit import run_loop, save_result
 from fasttc.training.loop import Progress, Run
+from fasttc.training.optimiser import Kind, check_kind
 from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
 from fasttc.training.report import Report, common
 
@@ -30,13 +32,27 @@ class FinetuneOptions(TrainingOptions):
     Attributes:
         parameters: "ffn" (FTFA): all parameters inside MLPs, nothing else; "all": the whole model; "lora": low-rank
             matrices beside every linear layer, merged into the weights at the end (needs peft).
+        prompt, answer: how a record becomes a prompt and the answer to learn after it, instead of ``text``; the prompt
+            is read, and left out of the loss. See :func:`fasttc.training.documents.read_documents`.
+        chat: puts both into the tokenizer's chat template.
+        optimiser: "adamw", or "adamw8bit", whose state takes a quarter of the memory (needs bitsandbytes).
         weight_decay: of AdamW.
+        micro_batch: rows that run at a time; the gradients of the ``batch_size`` rows of a step are added up, so that
+            it changes memory and not the result (but for rounding). None: all at once.
+        checkpointing: keeps no activations inside blocks for the backward pass and computes them again: less memory
+            for about a third more time, the same bits.
         lora_rank: of the matrices of "lora".
         lora_alpha: "lora" adds ``alpha / rank`` times their product; None: twice the rank.
     """
 
     parameters: Parameters = "ffn"
+    prompt: str | None = None
+    answer: str | None = None
+    chat: bool = False
+    optimiser: Kind = "adamw"
     weight_decay: float = 0.0
+    micro_batch: int | None = None
+    checkpointing: bool = False
     lora_rank: int = 8
     lora_alpha: float | None = None
 
@@ -47,9 +63,23 @@ class FinetuneOptions(TrainingOptions):
             raise ValueError(f"parameters: expected one of {expected}, got {self.parameters!r}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        check_kind(self.optimiser)
         self.positive_int("lora_rank")
+        if self.micro_batch is not None:
+            self.positive_int("micro_batch")
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha: expected a number > 0, got {self.lora_alpha!r}")
+
+    def open(self, model: nn.Module, data: Any, tokenizer: Any) -> TokenData:
+        return open_data(
+            model,
+            data,
+            tokenizer,
+            prompt=self.prompt,
+            answer=self.answer,
+            chat=self.chat,
+            **self.data_options(),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +87,7 @@ class FinetuneReport(Report):
     """Of a fine-tuning.
 
     Attributes:
-        ce_before, ce_after: next-token cross-entropy on validation documents, nats per token.
+        ce_before, ce_after: next-token cross-entropy on validation documents, nats per token; with prompts, of answers.
         trained: names of the parameters that were trained (of "lora": of the added matrices); trained_parameters:
             how many numbers they hold.
         frozen: how many parameters and buffers were not to change.
@@ -120,6 +150,7 @@ def finetune(
         ValueError, TypeError: bad options or data; data that changes nothing; "lora" without peft, or for a model with
             adapters; a checkpoint of another configuration; diverging loss.
         Interrupted: Ctrl-C; the checkpoint resumes.
+        ProcessLost: another process of the same training has ended; the checkpoint resumes.
     """
     config = make_options(FinetuneOptions, "finetune", options)
     lr = config.lr or 1e-4
@@ -138,12 +169,16 @@ def finetune(
             task = CausalTask(
                 learner,
                 names,
+                rows=config.micro_batch,
+                processes=run.processes,
+                kind=config.optimiser,
                 betas=(0.9, config.beta2),
                 weight_decay=config.weight_decay,
                 clip=config.clip,
             )
             before = _hashes(learner, names)
-            outcome = run_loop(task, tokens, model, config, lr, run)
+            with recomputed(learner) if config.checkpointing else nullcontext():
+                outcome = run_loop(task, tokens, model, config, lr, run)
             after = _hashes(learner, names)
             _check_moved(before, after, outcome.steps)
             n_trained = sum(learner.get_parameter(name).numel() for name in names)

@@ -12,10 +12,11 @@ from tqdm.auto import tqdm
 
 import fasttc
 from fasttc._files import write_json
-from fasttc.nn import Site, Transcoder, TranscoderSet
+from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source
 from fasttc.training.checkpoint import model_fingerprint
 from fasttc.training.data import TokenData, TokenStream
+from fasttc.training.distributed import Processes
 from fasttc.training.loop import Loop, Outcome, Run
 from fasttc.training.memory import estimate
 from fasttc.training.options import TrainingOptions, TranscoderOptions
@@ -28,9 +29,10 @@ from fasttc.training.watch import Watch
 def validation_quality(
     source: Source, transcoders: Sequence[Transcoder], data: TokenData, options: TrainingOptions
 ) -> list[LayerQuality]:
-    """Quality on validation documents."""
+    """Quality on validation documents, of the transcoders of all processes."""
     batches = data.batches("validation", options.batch_size, max_tokens=options.validation_tokens)
-    return measure(source, transcoders, batches)
+    own = measure(source, transcoders, batches)
+    return [quality for part in source.processes.gather(own) for quality in part]
 
 
 def announce(
@@ -42,7 +44,7 @@ def announce(
     trained: Sequence[str] | None = None,
 ) -> None:
     """Says how much memory a training will need, where progress is shown, before it takes any."""
-    if run.progress:
+    if run.progress and run.processes.first:
         needed = estimate(model, transcoders, options, context, trained)
         tqdm.write(f"{run.label}: memory {needed}", file=sys.stderr)
 
@@ -93,7 +95,7 @@ def run_loop(
 def finish_transcoders(
     kind: str,
     task: TranscoderTask,
-    sites: Sequence[Site],
+    source: Source,
     outcome: Outcome,
     data: TokenData,
     config: dict[str, Any],
@@ -106,21 +108,42 @@ def finish_transcoders(
     report = TranscoderReport(
         **common(kind, outcome, data, config["seed"], config), layers=layers, before=before, refits=refits
     )
-    for transcoder in task.transcoders:
+    transcoders = _of_all_processes(task.transcoders, source.processes)
+    for transcoder in transcoders:
         transcoder.eval().requires_grad_(True)
     training = {key: value for key, value in report.to_dict().items() if key != "last"}
     metadata = {"fasttc_version": fasttc.__version__, **provenance, "training": training}
-    return TranscoderSet(task.transcoders, list(sites), metadata), report
+    return TranscoderSet(transcoders, source.sites, metadata), report
+
+
+def _of_all_processes(own: list[Transcoder], processes: Processes) -> list[Transcoder]:
+    """The transcoders of all layers, on every process: the own ones as they are, the others' as copies on the CPU."""
+    if processes.size == 1:
+        return own
+    found: list[Transcoder] = []
+    kinds = processes.gather([(transcoder.config.to_dict(), transcoder.W_enc.dtype) for transcoder in own])
+    for rank, theirs in enumerate(kinds):
+        for i, (config, dtype) in enumerate(theirs):
+            mine = rank == processes.rank
+            copy = own[i] if mine else Transcoder(**config, dtype=dtype, device="meta").to_empty(device="cpu")
+            state = {name: t.detach().cpu().contiguous() for name, t in copy.state_dict().items()}
+            processes.spread(list(state.values()), rank)
+            if not mine:
+                copy.load_state_dict(state)
+            found.append(copy)
+    return found
 
 
 def save_result(run: Run, out: str | Path | None, save: Any, report: Any) -> None:
     """Writes the result, then its report beside the log, and only then drops the checkpoint."""
     if out is None or run.folder is None:
         return
-    save(out)
-    write_json(run.folder / "report.json", report.to_dict())
-    if run.checkpoint is not None:
-        shutil.rmtree(run.checkpoint, ignore_errors=True)
+    if run.processes.first:
+        save(out)
+        write_json(run.folder / "report.json", report.to_dict())
+        if run.checkpoint is not None:
+            shutil.rmtree(run.checkpoint, ignore_errors=True)
+    run.processes.gather(None)  # the result is there when any of them returns
 
 
 def model_name(model: nn.Module) -> str:

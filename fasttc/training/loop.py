@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fasttc._files import atomic_file
+from fasttc._files import atomic_file, recover_folder
 from fasttc.training.checkpoint import check_same, load_checkpoint, save_checkpoint
 from fasttc.training.data import TokenStream
+from fasttc.training.distributed import Processes, ProcessLost, processes
 from fasttc.training.optimiser import Optimiser, schedule
 from fasttc.training.packing import TokenBatch
 from fasttc.training.watch import Watch
@@ -32,6 +33,9 @@ class Task(Protocol):
     parts: int
     """Updates for each block."""
 
+    divided: bool
+    """Whether of several processes each has another part of the state; else all have the same."""
+
     def split(self, batch: TokenBatch, step: int) -> Sequence[Any]:
         """A block as ``parts`` pieces of work; ``step`` is the number of the block."""
         ...
@@ -44,11 +48,15 @@ class Task(Protocol):
         """Whatever follows an update: constraints, controllers."""
         ...
 
+    def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The metrics of all processes: one row per update, the same on all of them."""
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values besides the optimiser's."""
         ...
 
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+    def restore(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Run:
         checkpoint_every: steps between checkpoints; None: ten in all.
         log_every: steps averaged in a line of ``metrics.jsonl``; also how soon a bad loss is seen.
         label: of the bar.
+        processes: that train together. Files and the bar are the first one's.
     """
 
     folder: Path | None = None
@@ -82,6 +91,7 @@ class Run:
     checkpoint_every: int | None = None
     log_every: int = 10
     label: str = "train"
+    processes: Processes = field(default_factory=processes)
 
     def __post_init__(self) -> None:
         if self.resume not in (True, False, "auto"):
@@ -139,6 +149,8 @@ class Outcome:
 class Loop:
     """Runs a task for a fixed number of steps: one block each, and one update for every part of a block.
 
+    With several processes Ctrl-C waits for the next line of the log, where all of them stop at the same step.
+
     Args:
         task: see :class:`Task`.
         stream: of blocks.
@@ -167,9 +179,10 @@ class Loop:
     _in_step: bool = False
     _saved_at: int | None = None
     _stopped: str = ""
+    _agreed: bool = False
 
     def run_all(self) -> Outcome:
-        """Trains to the end, or raises :class:`Interrupted` or :class:`Diverged`."""
+        """Trains to the end, or raises :class:`Interrupted`, :class:`Diverged` or :class:`ProcessLost`."""
         self._start()
         every = self.run.checkpoint_every or max(1, math.ceil(self.steps / 10))
         try:
@@ -180,17 +193,21 @@ class Loop:
                     self._seconds = time.perf_counter() - started
                     bar.update()
                     due = self._step % every == 0 and self._step < self.steps
-                    if due or stopped() or self._step % self.run.log_every == 0 or self._step == self.steps:
+                    logs = due or self._step % self.run.log_every == 0 or self._step == self.steps
+                    stop = self._stop(stopped(), logs)
+                    if logs or stop:
                         self._flush(bar)
                     self._look()
                     if due:
                         self._save()
-                    if stopped():
+                    if stop:
                         raise KeyboardInterrupt
                     for callback in self.run.callbacks:
                         callback(Progress(self._step, self.steps, self._tokens, self.task))
         except KeyboardInterrupt:
             raise self._interrupted() from None
+        except ProcessLost as error:
+            raise self._lost(error) from error
         except Diverged as error:
             if self.watch is None or not self.watch.put_back():
                 raise
@@ -199,6 +216,11 @@ class Loop:
             if self.watch is not None:
                 self.watch.put_back()
         return Outcome(self._step, self._tokens, self.stream.epoch, self._seconds, self._last, self._stopped)
+
+    def _lost(self, error: ProcessLost) -> ProcessLost:
+        kept = self._last_checkpoint()
+        how = f"start all again with --resume: {kept} continues" if kept else "there is no checkpoint yet"
+        return ProcessLost(f"step {self._step + 1}: {error}; {how}")
 
     def _look(self) -> None:
         watch, step = self.watch, self._step
@@ -220,6 +242,13 @@ class Loop:
         self._tokens += batch.n_tokens
         self._in_step = False
 
+    def _stop(self, stopped: bool, together: bool) -> bool:
+        """Whether to stop now: of several processes all at once, where they look at it together."""
+        if self.run.processes.size == 1:
+            return stopped
+        self._agreed = together and any(self.run.processes.gather(stopped))
+        return self._agreed
+
     def _rate(self, update: int) -> float:
         parts = self.task.parts
         return self.lr * schedule(
@@ -235,6 +264,7 @@ class Loop:
         }
         first = self._step - len(self._window) // self.task.parts + 1
         self._window.clear()
+        columns = self.task.combine(columns)
         for i, loss in enumerate(columns["loss"].tolist()):
             if not math.isfinite(loss):
                 raise Diverged(first + i // self.task.parts, loss, self._lowest, self._last_checkpoint())
@@ -245,7 +275,7 @@ class Loop:
         self._lowest = min(self._lowest, averages["loss"])
         self._last = averages
         bar.set_postfix_str(f"loss {averages['loss']:.4f}", refresh=False)
-        if self.run.folder is not None:
+        if self.run.folder is not None and self.run.processes.first:
             rate = self._rate(self._step * self.task.parts - 1)
             line = {
                 "step": self._step,
@@ -260,25 +290,29 @@ class Loop:
     def _start(self) -> None:
         if self.run.folder is None or self.run.checkpoint is None:
             return
-        self.run.folder.mkdir(parents=True, exist_ok=True)
+        if self.run.processes.first:
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            recover_folder(self.run.checkpoint)
+        self.run.processes.gather(None)
         if self.run.resume is True or (self.run.resume and self.run.checkpoint.is_dir()):
             self._resume(self.run.checkpoint)
-        else:
+        elif self.run.processes.first:
             (self.run.folder / "metrics.jsonl").write_text("", encoding="utf-8")
 
     def _resume(self, path: Path) -> None:
         tensors, values = load_checkpoint(path)
         check_same(values["config"], self.config, path)
-        self.task.optimiser.restore(_under(tensors, "optimiser."))
-        self.task.restore(_under(tensors, "task."), values["task"])
+        self.task.optimiser.restore(tensors.under("optimiser."))
+        self.task.restore(tensors.under("task."), values["task"])
         self.stream.restore(values["stream"])
         if self.watch is not None:
-            self.watch.restore(_under(tensors, "watch."), values["watch"])
+            self.watch.restore(tensors.under("watch."), values["watch"])
         self._step, self._tokens, self._seconds = values["step"], values["tokens"], values["seconds"]
         self._lowest = math.inf if values["lowest"] is None else values["lowest"]
         self._last = values["last"]
         self._saved_at = self._step
-        self._cut_log()
+        if self.run.processes.first:
+            self._cut_log()
 
     def _cut_log(self) -> None:
         """Drops what an earlier sitting logged after the checkpoint: those steps are done again."""
@@ -297,6 +331,8 @@ class Loop:
         named |= {f"task.{name}": t for name, t in tensors.items()}
         watched = ({}, None) if self.watch is None else self.watch.state()
         named |= {f"watch.{name}": t for name, t in watched[0].items()}
+        if not (self.task.divided or self.run.processes.first):
+            named = {}
         state = {
             "config": self.config,
             "step": self._step,
@@ -308,15 +344,16 @@ class Loop:
             "task": values,
             "watch": watched[1],
         }
-        save_checkpoint(self.run.checkpoint, named, state)
+        save_checkpoint(self.run.checkpoint, named, state, self.run.processes)
         self._saved_at = self._step
 
     def _last_checkpoint(self) -> Path | None:
         return None if self._saved_at is None else self.run.checkpoint
 
     def _interrupted(self) -> Interrupted:
-        """Saves where the run stands, unless the interrupt fell into the middle of a step."""
-        if not self._in_step and self._saved_at != self._step:
+        """Saves where the run stands, unless the interrupt fell into the middle of a step or on one process of many."""
+        together = self._agreed or self.run.processes.size == 1
+        if together and not self._in_step and self._saved_at != self._step:
             self._save()
         step = self._step if self._saved_at is None else self._saved_at
         return Interrupted(step, self._last_checkpoint())
@@ -329,7 +366,7 @@ class Loop:
             initial=self._step,
             desc=self.run.label,
             unit="step",
-            disable=not self.run.progress,
+            disable=not (self.run.progress and self.run.processes.first),
             leave=False,
         )
 
@@ -358,7 +395,3 @@ def _stop_flag() -> Iterator[Callable[[], bool]]:
     finally:
         if replaceable:
             signal.signal(signal.SIGINT, before)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

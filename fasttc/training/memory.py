@@ -68,7 +68,7 @@ def estimate(
         "activations": FLOAT * widths * (block * 2 if update < block else block),
         "held-out activations": FLOAT * widths * min(HELD_OUT_TOKENS, options.validation_tokens),
         "closed form": _closed_form(transcoders, options),
-        "encode": max(_encode(t, update) for t in transcoders),
+        "encode": max((_encode(t, update) for t in transcoders), default=0),
         "model": _forward(model, block, context),
     }
     return MemoryEstimate(parts)

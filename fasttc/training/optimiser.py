@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 Decay = Literal["cosine", "linear", "constant"]
+Kind = Literal["adamw", "adamw8bit"]
 
 
 def schedule(step: int, steps: int, warmup: int, decay: str) -> float:
@@ -41,10 +42,12 @@ class Group:
 class Optimiser:
     """Adam (decoupled weight decay) for several groups. Deterministic; never waits for the device.
 
-    Parameters of lower precision get float32 masters: the step is taken there and rounded back.
+    Parameters of lower precision get float32 masters: gradients are added up there, the step is taken there, and the
+    result is rounded back.
 
     Args:
         groups: see :class:`Group`.
+        kind: "adamw" of torch, or "adamw8bit" of bitsandbytes, which keeps its averages in blocks of 8-bit numbers.
         betas, eps, weight_decay: of Adam.
         clip: largest gradient norm of a group; 0 or None: no clipping.
     """
@@ -53,6 +56,7 @@ class Optimiser:
         self,
         groups: Sequence[Group],
         *,
+        kind: Kind = "adamw",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-10,
         weight_decay: float = 0.0,
@@ -69,24 +73,41 @@ class Optimiser:
                 scale = group.scales.get(name, 1.0)
                 param_groups.append({"params": [self._masters[name]], "scale": scale})
         self._fused = {t.device.type for t in self._masters.values()} <= {"cpu", "cuda"}
-        kind = {"fused": True} if self._fused else {"foreach": True}
-        self._adam = torch.optim.AdamW(
-            param_groups, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, **kind
-        )
+        # An optimiser of nothing is that of a process without a layer of its own.
+        param_groups = param_groups or [{"params": [], "scale": 1.0}]
+        options: dict[str, Any] = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        if kind == "adamw8bit":
+            self._adam: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(param_groups, **options)
+        else:
+            options["fused" if self._fused else "foreach"] = True
+            self._adam = torch.optim.AdamW(param_groups, **options)
 
     def scale(self, name: str) -> float:
         """Factor on the learning rate of a parameter."""
         return next(group.scales.get(name, 1.0) for group in self._groups if name in group.parameters)
 
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Adds the gradients of parameters of lower precision to those of their masters, and drops them."""
+        for group in self._groups:
+            for name, parameter in group.parameters.items():
+                master = self._masters[name]
+                if master is not parameter and parameter.grad is not None:
+                    grad = parameter.grad.float()
+                    master.grad = grad if master.grad is None else master.grad.add_(grad)
+                    parameter.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """What has been collected, in an order that does not change."""
+        self.collect()
+        return [master.grad for master in self._masters.values() if master.grad is not None]
+
     def step(self, lr: float) -> None:
         """One update with the gradients that are there; drops them."""
+        self.collect()
         for group in self._groups:
             if self._clip:
                 self._clip_group(group, self._clip)
-            for name, parameter in group.parameters.items():
-                master = self._masters[name]
-                if master is not parameter:
-                    master.grad = None if parameter.grad is None else parameter.grad.float()
         for param_group in self._adam.param_groups:
             param_group["lr"] = lr * param_group["scale"]
         self._adam.step()
@@ -95,17 +116,16 @@ class Optimiser:
                 master = self._masters[name]
                 if master is not parameter:
                     parameter.detach().copy_(master)
-                    master.grad = None
-                parameter.grad = None
+                master.grad = None
 
-    @staticmethod
     @torch.no_grad()
-    def _clip_group(group: Group, clip: float) -> None:
+    def _clip_group(self, group: Group, clip: float) -> None:
         grads, norms = [], []
-        for name, parameter in group.parameters.items():
-            if parameter.grad is not None:
-                grads.append(parameter.grad)
-                norms.append(parameter.grad.norm(dtype=torch.float32) * group.scales.get(name, 1.0))
+        for name in group.parameters:
+            grad = self._masters[name].grad
+            if grad is not None:
+                grads.append(grad)
+                norms.append(grad.norm() * group.scales.get(name, 1.0))
         if grads:
             norm = torch.stack([n.to(norms[0].device) for n in norms]).norm()
             factor = (clip / (norm + 1e-12)).clamp(max=1.0)
@@ -118,12 +138,16 @@ class Optimiser:
         for name, master in self._masters.items():
             tensors[f"{name}.master"] = master.detach()
             for key, value in self._adam.state.get(master, {}).items():
-                tensors[f"{name}.{key}"] = value
+                tensors[f"{name}.{key}"] = torch.as_tensor(value)  # bitsandbytes counts steps in an int
         return tensors
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over a state, and writes the masters to the parameters."""
+        stored: dict[str, list[str]] = {}
+        for whole in tensors:
+            name, _, key = whole.rpartition(".")
+            stored.setdefault(name, []).append(key)
         for group in self._groups:
             for name, parameter in group.parameters.items():
                 master = self._masters[name]
@@ -131,11 +155,26 @@ class Optimiser:
                 if master is not parameter:
                     parameter.copy_(master)
                 state = self._adam.state[master] = {}
-                if f"{name}.step" in tensors:
-                    for key in ("step", "exp_avg", "exp_avg_sq"):
+                for key in stored[name]:
+                    if key != "master":
+                        value = tensors[f"{name}.{key}"]
+                        counts = value.dim() == 0 and not value.is_floating_point()
                         on_device = self._fused or key != "step"  # where AdamW itself keeps the count
-                        device = master.device if on_device else torch.device("cpu")
-                        state[key] = tensors[f"{name}.{key}"].to(device).clone()
+                        moved = value.to(master.device if on_device else "cpu").clone()
+                        state[key] = int(value) if counts else moved
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise ValueError("optimiser: 'adamw8bit' needs bitsandbytes: pip install bitsandbytes") from None
+    return bitsandbytes
+
+
+def check_kind(kind: str) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"optimiser: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
 
 
 def check_schedule(decay: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from fasttc.models import check_device
 from fasttc.training.data import TokenData, open_data
 from fasttc.training.optimiser import check_schedule
 
@@ -89,15 +90,11 @@ class TrainingOptions:
 
     def open(self, model: nn.Module, data: Any, tokenizer: Any) -> TokenData:
         """The data with its split. A ``TokenData`` keeps its own context and split."""
-        return open_data(
-            model,
-            data,
-            tokenizer,
-            text=self.text,
-            context=self.context,
-            fractions=self.fractions,
-            split_seed=self.split_seed,
-        )
+        return open_data(model, data, tokenizer, **self.data_options())
+
+    def data_options(self) -> dict[str, Any]:
+        """Those for :func:`fasttc.training.data.open_data`."""
+        return {name: getattr(self, name) for name in ("text", "context", "fractions", "split_seed")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +102,7 @@ class TranscoderOptions(TrainingOptions):
     """Options of every training of transcoders.
 
     Attributes:
+        device: where transcoders are trained, for example "cuda:1"; None: where the model has their layer.
         buffer: batches whose activations are held in memory, mixed, and only then given out: tokens of an update then
             come from that many more documents. Costs ``8 D`` bytes for every token and layer, no forward.
         update_tokens: tokens in one update. A block (``buffer * batch_size * context``) larger than that is mixed and
@@ -118,6 +116,7 @@ class TranscoderOptions(TrainingOptions):
         refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
     """
 
+    device: str | None = None
     buffer: int = 1
     update_tokens: int | None = None
     patience: int | None = None
@@ -126,6 +125,8 @@ class TranscoderOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device is not None:
+            check_device(self.device)
         self.positive_int("buffer")
         for name in ("update_tokens", "patience", "refit_tokens"):
             if getattr(self, name) is not None:

@@ -23,8 +23,8 @@ class TokenBatch:
     Attributes:
         input_ids: [B, T] int64.
         position_ids: [B, T] int64, place of a token in its document.
-        labels: [B, T] int64, the next token of the same document, or -100. Already shifted: compare with
-            ``logits[b, t]``.
+        labels: [B, T] int64, the next token of the same document, or -100 (also where the next token is still of a
+            prompt). Already shifted: compare with ``logits[b, t]``.
         mask: [B, T] bool, the positions transcoders learn from: no padding, and not the first of a document
             (BOS, where it exists; an outlier in every model either way).
         n_tokens: positions that are not padding.
@@ -45,6 +45,13 @@ class TokenBatch:
             self.n_tokens,
         )
 
+    def take(self, rows: slice) -> "TokenBatch":
+        """Some of the rows. ``n_tokens`` stays that of the whole block."""
+        ids, positions, labels, mask = (
+            t[rows] for t in (self.input_ids, self.position_ids, self.labels, self.mask)
+        )
+        return TokenBatch(ids, positions, labels, mask, self.n_tokens)
+
     @property
     def model_inputs(self) -> dict[str, Tensor | bool]:
         """Keyword arguments for a Hugging Face model."""
@@ -53,25 +60,27 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows: ``ids`` and ``positions`` [R, T] int64, ``real`` [R, T] bool (False is padding)."""
+    """Packed rows: ``ids`` and ``positions`` [R, T] int64; bool [R, T]: ``real`` (False is padding), ``learned``."""
 
     ids: np.ndarray
     positions: np.ndarray
     real: np.ndarray
+    learned: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: slice | np.ndarray) -> "Rows":
-        return Rows(self.ids[rows], self.positions[rows], self.real[rows])
+        return Rows(self.ids[rows], self.positions[rows], self.real[rows], self.learned[rows])
 
     @staticmethod
     def join(parts: Sequence["Rows"]) -> "Rows":
-        return Rows(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("ids", "positions", "real")))
+        names = ("ids", "positions", "real", "learned")
+        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def batch(self) -> TokenBatch:
         labels = np.full_like(self.ids, NO_LABEL)
-        follows = self.real[:, 1:] & (self.positions[:, 1:] == self.positions[:, :-1] + 1)
+        follows = self.learned[:, 1:] & (self.positions[:, 1:] == self.positions[:, :-1] + 1)
         labels[:, :-1][follows] = self.ids[:, 1:][follows]
         mask = self.real & (self.positions > 0)
         ids, positions, label, kept = map(torch.from_numpy, (self.ids, self.positions, labels, mask))
@@ -85,11 +94,15 @@ def cut(tokens: np.ndarray, context: int, bos_id: int | None) -> list[np.ndarray
     return [np.concatenate([head, tokens[i : i + step]]) for i in range(0, len(tokens), step)]
 
 
-def pack(pieces: Sequence[np.ndarray], context: int, pad_id: int) -> Rows:
+def pack(
+    pieces: Sequence[np.ndarray], context: int, pad_id: int, prompts: Sequence[int] | None = None
+) -> Rows:
     """Best-fit decreasing: the longest piece first, each into the fullest row that still has room for it.
 
-    Deterministic. Padding only fills what no piece fits into.
+    Deterministic. Padding only fills what no piece fits into. ``prompts`` says how many of the first tokens of every
+    piece are not to be learned; none, unless given.
     """
+    prompts = [0] * len(pieces) if prompts is None else prompts
     order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
     contents: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending
@@ -107,6 +120,7 @@ def pack(pieces: Sequence[np.ndarray], context: int, pad_id: int) -> Rows:
     ids = np.full((len(contents), context), pad_id, np.int64)
     positions = np.zeros((len(contents), context), np.int64)
     real = np.zeros((len(contents), context), bool)
+    learned = np.zeros_like(real)
     count = np.arange(context)
     for row, members in enumerate(contents):
         start = 0
@@ -114,7 +128,8 @@ def pack(pieces: Sequence[np.ndarray], context: int, pad_id: int) -> Rows:
             stop = start + len(pieces[i])
             ids[row, start:stop] = pieces[i]
             positions[row, start:stop] = count[: stop - start]
+            learned[row, start + prompts[i] : stop] = True
             start = stop
         real[row, :start] = True
         positions[row, start:] = count[: context - start]
-    return Rows(ids, positions, real)
+    return Rows(ids, positions, real, learned)

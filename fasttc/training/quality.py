@@ -81,7 +81,7 @@ class LayerStatistics:
 def measure(
     source: Source, transcoders: Sequence[Transcoder], batches: Iterable[TokenBatch]
 ) -> list[LayerQuality]:
-    """Quality of every layer's transcoder on the given blocks, in evaluation mode."""
+    """Quality of every own layer's transcoder on the given blocks, in evaluation mode."""
     modes = [transcoder.training for transcoder in transcoders]
     statistics = [LayerStatistics(transcoder.eval()) for transcoder in transcoders]
     try:
@@ -91,7 +91,7 @@ def measure(
     finally:
         for transcoder, mode in zip(transcoders, modes, strict=True):
             transcoder.train(mode)
-    return [s.result(site.layer) for s, site in zip(statistics, source.sites, strict=True)]
+    return [s.result(site.layer) for s, site in zip(statistics, source.sites[source.own], strict=True)]
 
 
 def mean_fvu(layers: Sequence[LayerQuality]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttc.models import default_sites
+from fasttc.models import anatomy, default_sites
 from fasttc.nn import Site, Transcoder, TranscoderSet
 from fasttc.nn.transcoder import Activation, TranscoderConfig
 from fasttc.training.activations import Source, activation_source
@@ -125,31 +125,35 @@ def train(
         options: fields of :class:`ScratchOptions`. The default of ``lr`` is :func:`default_lr`.
 
     Returns:
-        (transcoders in float32, report). The same options, data, model, machine and number of threads give the same
+        (transcoders in float32, report), on every process that trains along (see
+        :mod:`fasttc.training.distributed`). The same options, data, model, machine and number of threads give the same
         bits on a CPU, interrupted and resumed or not.
 
     Raises:
         ValueError, TypeError: bad options or data; a checkpoint of another configuration; diverging loss.
         Interrupted: Ctrl-C; the checkpoint resumes.
+        ProcessLost: another process of the same training has ended; the checkpoint resumes.
     """
     config = make_options(ScratchOptions, "train", options)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
     stream = tokens.stream("train", config.block_rows, seed=config.seed)
-    with seeded(config.seed), activation_source(model, chosen, source, config.batch_size) as activations:
+    reading = activation_source(model, chosen, source, config.batch_size, run.processes, config.device)
+    with seeded(config.seed), reading as activations:
         xs, ys = sample(activations, tokens, "train", config.batch_size, INITIAL_TOKENS)
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
-        transcoders = initial_transcoders(xs, ys, config)
+        transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start)
         announce(run, model, transcoders, config, tokens.context)
         refits = refit_first(activations, transcoders, stream, config, held_out)
         steps = config.steps(tokens.context, refits.tokens)
-        lr, parts = config.lr or default_lr(transcoders[0].d_in), config.parts(tokens.context)
+        lr, parts = config.lr or default_lr(anatomy(model).d_model), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
             activations,
             _objective(config, tokens.context),
             [activation_scales(x, y) for x, y in zip(xs, ys, strict=True)],
+            numbers=range(len(activations.sites))[activations.own],
             decoder_scale=1.0,
             collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
             parts=parts,
@@ -166,14 +170,14 @@ def train(
         tcs, report = finish_transcoders(
             "scratch",
             task,
-            activations.sites,
+            activations,
             outcome,
             tokens,
             settings,
             layers,
             [],
             provenance,
-            refits.to_dict(),
+            refits.of_all(run.processes),
         )
     save_result(run, out, tcs.save_pretrained, report)
     return tcs, report
@@ -211,7 +215,7 @@ def _objective(config: ScratchOptions, context: int) -> Objective:
 
 @torch.no_grad()
 def initial_transcoders(
-    xs: Sequence[Tensor], ys: Sequence[Tensor], config: ScratchOptions
+    xs: Sequence[Tensor], ys: Sequence[Tensor], config: ScratchOptions, *, layers_before: int = 0
 ) -> list[Transcoder]:
     """Transcoders before training, fitted to a first sample of x [N, D] and y [N, D_out] per layer.
 
@@ -219,9 +223,13 @@ def initial_transcoders(
     along the mean of x would win every time and the others never. ``b_dec`` is the mean of y. Activations are scaled
     so that K decoder rows of norm one add up to the size of y. The decoder is the ridge regression of y on the
     sample's activations (with ``unit_decoder``: random rows of norm one). JumpReLU thresholds are the quantile that
-    leaves K features active.
+    leaves K features active. ``layers_before`` are other processes': their random numbers are drawn and dropped.
     """
     generator = torch.Generator().manual_seed(config.seed)
+    for x, y in [(xs[0], ys[0])] * layers_before if xs else ():
+        torch.randn(config.n_features, x.shape[1], generator=generator)
+        if config.unit_decoder:
+            torch.randn(config.n_features, y.shape[1], generator=generator)
     return [_initial_transcoder(x, y, config, generator) for x, y in zip(xs, ys, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """The task of training transcoders, from scratch or from a warm start: all layers on one forward of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +81,8 @@ class TranscoderTask:
         source: of activations.
         objective: see :class:`Objective`.
         scales: per layer, root mean squares of x and of y about its mean: see :func:`activation_scales`.
+        numbers: of the transcoders among those of all processes, by which they are named in a checkpoint and find
+            their target; None: 0, 1, ...
         parts: updates for each block, each on its share of the block's tokens.
         trained: names of the parameters to train, for every layer; None: all there are.
         decoder_scale: row norm to take for the decoder's rate; None: the one it has.
@@ -95,6 +97,7 @@ class TranscoderTask:
     """
 
     divergence = (10.0, 1.0)
+    divided = True
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class TranscoderTask:
         objective: Objective,
         scales: Sequence[tuple[float, float]],
         *,
+        numbers: Sequence[int] | None = None,
         parts: int = 1,
         trained: Sequence[str] | None = None,
         decoder_scale: float | None = None,
@@ -112,7 +116,9 @@ class TranscoderTask:
     ) -> None:
         self.transcoders = list(transcoders)
         self.parts = parts
+        self.numbers = list(range(len(self.transcoders)) if numbers is None else numbers)
         self._source = source
+        self.processes = source.processes
         self._objective = objective
         self._counters = [Counters(t) for t in self.transcoders]
         self._l1 = [torch.tensor(float(objective.l1), device=t.W_enc.device) for t in self.transcoders]
@@ -121,7 +127,7 @@ class TranscoderTask:
         self._collect_after = collect_after
         self.sums = [] if collect_after is None else [DecoderSums(t) for t in self.transcoders]
         groups = []
-        for i, (transcoder, scale) in enumerate(zip(self.transcoders, scales, strict=True)):
+        for i, transcoder, scale in zip(self.numbers, self.transcoders, scales, strict=True):
             transcoder.train()
             parameters = dict(transcoder.named_parameters())
             for name, parameter in parameters.items():
@@ -136,6 +142,8 @@ class TranscoderTask:
     def split(self, batch: TokenBatch, step: int) -> list[tuple[list[Tensor], list[Tensor]]]:
         """(x, y) of all layers for every update: the block's tokens, mixed if there are several parts."""
         xs, ys = self._source.read(batch)
+        if not xs:
+            return [([], [])] * self.parts
         if len(xs[0]) < 2 * self.parts:
             raise ValueError(
                 f"data: expected at least {2 * self.parts} usable tokens in a block, got {len(xs[0])}"
@@ -155,6 +163,8 @@ class TranscoderTask:
             loss, metrics = self._layer_loss(i, x, y)
             loss.backward()
             rows.append(metrics)
+        if not rows:
+            return {}
         device = rows[0]["fvu"].device
         columns = {name: torch.stack([row[name].to(device) for row in rows]) for name in rows[0]}
         return {"loss": columns["fvu"].mean(), **columns}
@@ -184,9 +194,17 @@ class TranscoderTask:
         dead_share = (counters.since > objective.dead_after).float().mean()
         return loss, {"fvu": fvu.detach(), "l0": l0.detach(), "dead": dead_share}
 
+    def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = self.processes.gather(columns)
+        if len(parts) == 1:
+            return columns
+        names = ("fvu", "l0", "dead")
+        whole = {name: torch.cat([part[name] for part in parts if part], 1) for name in names}
+        return {"loss": whole["fvu"].mean(1), **whole}
+
     def _target(self, i: int) -> float:
         target = self._objective.target_l0
-        return target[i] if isinstance(target, tuple) else float(target or 0)
+        return target[self.numbers[i]] if isinstance(target, tuple) else float(target or 0)
 
     def _choose_steering(self, transcoder: Transcoder) -> Steering:
         """By what L0 is held: TopK by its k, JumpReLU by its thresholds or else its biases, ReLU by an L1 penalty."""
@@ -210,30 +228,34 @@ class TranscoderTask:
                 self._l1[i] = steer(self._l1[i], metrics["l0"][i], self._target(i))
             elif self._steering[i] == "bias":
                 missing = (self._target(i) / metrics["l0"][i].to(transcoder.b_enc)).clamp(0.2, 5.0).log()
-                transcoder.b_enc.add_(0.1 * self.optimiser.scale(f"{i}.b_enc") * missing)
+                transcoder.b_enc.add_(0.1 * self.optimiser.scale(f"{self.numbers[i]}.b_enc") * missing)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
-        for i, (transcoder, counters) in enumerate(zip(self.transcoders, self._counters, strict=True)):
-            tensors |= {f"{i}.buffer.{name}": buffer for name, buffer in transcoder.named_buffers()}
-            tensors |= {f"{i}.since": counters.since, f"{i}.dead": counters.dead, f"{i}.l1": self._l1[i]}
-        for i, sums in enumerate(self.sums):
-            tensors |= {f"{i}.sums.{name}": t for name, t in sums.state().items()}
+        for i, n in enumerate(self.numbers):
+            counters = self._counters[i]
+            tensors |= {f"{n}.buffer.{name}": t for name, t in self.transcoders[i].named_buffers()}
+            tensors |= {f"{n}.since": counters.since, f"{n}.dead": counters.dead, f"{n}.l1": self._l1[i]}
+        for n, sums in zip(self.numbers, self.sums, strict=False):
+            tensors |= {f"{n}.sums.{name}": t for name, t in sums.state().items()}
         return tensors, {"steps": self._steps}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
         self._steps = values["steps"]
-        for i, (transcoder, counters) in enumerate(zip(self.transcoders, self._counters, strict=True)):
-            for name, buffer in transcoder.named_buffers():
-                buffer.copy_(tensors[f"{i}.buffer.{name}"])
-            counters.since = tensors[f"{i}.since"].to(counters.since.device)
-            counters.dead = tensors[f"{i}.dead"].to(counters.dead.device)
+        for i, n in enumerate(self.numbers):
+            counters = self._counters[i]
+            for name, buffer in self.transcoders[i].named_buffers():
+                buffer.copy_(tensors[f"{n}.buffer.{name}"])
+            counters.since = tensors[f"{n}.since"].to(counters.since.device)
+            counters.dead = tensors[f"{n}.dead"].to(counters.dead.device)
             counters.find_rows()
-            self._l1[i] = tensors[f"{i}.l1"].to(self._l1[i].device)
-        for i, sums in enumerate(self.sums):
-            prefix = f"{i}.sums."
-            sums.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            self._l1[i] = tensors[f"{n}.l1"].to(self._l1[i].device)
+        for n, sums in zip(self.numbers, self.sums, strict=False):  # none, unless there will be a refit
+            prefix = f"{n}.sums."
+            sums.restore(
+                {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            )
 
 
 def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.3) -> Tensor:

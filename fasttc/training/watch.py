@@ -41,14 +41,14 @@ class Watch:
         """Writes the best weights to the parameters; False when no look has been taken."""
         for name, kept in self._kept.items():
             self._parameters[name].copy_(kept)
-        return bool(self._kept)
+        return math.isfinite(self.best)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values."""
         best = None if math.isinf(self.best) else self.best
         return self._kept, {"best": best, "best_step": self.best_step, "worse": self._worse}
 
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
         """Takes over a state."""
         self.best = math.inf if values["best"] is None else values["best"]
         self.best_step, self._worse = values["best_step"], values["worse"]

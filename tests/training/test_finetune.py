@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fasttc.models import anatomy, ffn_parameters, load
+from fasttc.models import anatomy, ffn_parameters, load, recomputed
 from fasttc.training import TokenData, finetune, finetune_ffn
-from fasttc.training.causal import NextToken, cross_entropy, hash_tensors
+from fasttc.training.causal import CausalTask, NextToken, cross_entropy, hash_tensors
 
 OPTIONS = {"tokens": 64 * 10, "batch_size": 4, "progress": False, "validation_tokens": 400, "lr": 1e-2}
 
@@ -204,3 +204,63 @@ def test_pubmedqa_gets_easier_and_the_folder_loads_again(shared_data, tmp_path):
     assert same_tokenizer("cell").input_ids == tokenizer("cell").input_ids
     for one, two in zip(again.parameters(), tuned.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_micro_batches_change_memory_not_the_result(tiny_model, data, rows):
+    model = tiny_model("llama", dtype=torch.float64)
+    whole, _ = finetune(model, data, **OPTIONS)
+    parts, _ = finetune(model, data, micro_batch=rows, **OPTIONS)
+    for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+def test_micro_batches_of_bfloat16_add_up_in_float32(tiny_model, data):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    names = ffn_parameters(model)[:1]
+    task = CausalTask(model, names, rows=1, betas=(0.9, 0.99), weight_decay=0.0, clip=0.0)
+    batch = next(data.batches("train", 4))
+    task.backward(batch)
+    (got,) = task.optimiser.gradients()
+    assert got.dtype == torch.float32
+    expected = torch.zeros_like(got)
+    loss, count = NextToken(model), int((batch.labels != -100).sum())
+    for row in range(4):
+        (loss(batch.take(slice(row, row + 1)))[0] / count).backward()
+        parameter = model.get_parameter(names[0])
+        expected += parameter.grad.float()
+        parameter.grad = None
+    assert torch.equal(got, expected)
+
+
+def test_checkpointing_keeps_the_bits(tiny_model, family, data):
+    model = tiny_model(family)
+    kept, _ = finetune(model, data, **OPTIONS)
+    again, _ = finetune(model, data, checkpointing=True, **OPTIONS)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), again.parameters(), strict=True))
+    assert "forward" not in vars(again.get_submodule(anatomy(again).layers[0].block))
+
+
+def test_checkpointing_keeps_fewer_activations(tiny_model, data):
+    model = tiny_model("llama")
+    batch = next(data.batches("train", 4))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        NextToken(model)(batch)
+        before = sum(kept)
+        kept.clear()
+        with recomputed(model):
+            NextToken(model)(batch)
+    assert sum(kept) < before / 4
+
+
+def test_8bit_adam(tiny_model, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ValueError, match="optimiser: 'adamw8bit' needs bitsandbytes: pip install bitsandbytes"
+    ):
+        finetune(tiny_model("llama"), data, optimiser="adamw8bit", **OPTIONS)
+    with pytest.raises(ValueError, match="optimiser: expected one of adamw, adamw8bit, got 'sgd'"):
+        finetune(tiny_model("llama"), data, optimiser="sgd")
+    with pytest.raises(ValueError, match="micro_batch: expected an int >= 1, got 0"):
+        finetune(tiny_model("llama"), data, micro_batch=0)

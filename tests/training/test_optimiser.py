@@ -58,8 +58,8 @@ def test_groups_are_clipped_apart():
     one, two = (torch.zeros(3, requires_grad=True) for _ in range(2))
     optimiser = Optimiser([Group({"a": one}), Group({"b": two})], clip=1.0)
     one.grad, two.grad = torch.full((3,), 1e6), torch.full((3,), 0.1)
-    Optimiser._clip_group(optimiser._groups[0], 1.0)
-    Optimiser._clip_group(optimiser._groups[1], 1.0)
+    optimiser._clip_group(optimiser._groups[0], 1.0)
+    optimiser._clip_group(optimiser._groups[1], 1.0)
     assert one.grad.norm() == pytest.approx(1.0)
     assert torch.equal(two.grad, torch.full((3,), 0.1))
 

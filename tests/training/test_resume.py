@@ -14,6 +14,13 @@ from fasttc.training.checkpoint import load_checkpoint, model_fingerprint, save_
 OPTIONS = {"batch_size": 4, "tokens": 64 * 12, "progress": False, "validation_tokens": 200, "lr": 3e-3}
 WIDTH = {"n_features": 48, "k": 6}
 
+FINETUNING = {
+    "finetune": {},
+    "finetune-lora": {"parameters": "lora"},
+    "finetune-8bit": {"optimiser": "adamw8bit"},
+    "finetune-parts": {"micro_batch": 1, "checkpointing": True, "parameters": "all"},
+}
+
 
 class Runner:
     """One kind of training on the same model and data, with its result as tensors."""
@@ -31,8 +38,7 @@ class Runner:
     def __call__(self, out=None, **options):
         options = OPTIONS | {"out": out} | options
         if self.kind.startswith("finetune"):
-            parameters = self.kind.removeprefix("finetune").removeprefix("-") or "ffn"
-            tuned = finetune(self.model, self.data, parameters=parameters, **options)[0]
+            tuned = finetune(self.model, self.data, **FINETUNING[self.kind], **options)[0]
             return dict(tuned.named_parameters())
         if self.kind.startswith("adapt"):
             tcs = adapt(self.tuned, self.base, self.data, train_threshold="jump" in self.kind, **options)[0]
@@ -42,12 +48,11 @@ class Runner:
 
 
 KINDS = [
+    *FINETUNING,
     "topk",
     "batchtopk",
     "jumprelu",
     "relu",
-    "finetune",
-    "finetune-lora",
     "adapt-topk",
     "adapt-jumprelu",
     "adapt-relu",
@@ -61,6 +66,7 @@ def runner(model, data, tiny_model):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_and_resumed_ends_with_the_same_bits(runner, kind, tmp_path, interrupt, same_tensors):
+    pytest.importorskip({"finetune-lora": "peft", "finetune-8bit": "bitsandbytes"}.get(kind, "torch"))
     run = runner(kind)
     whole = run()
     for step in (1, 7):
@@ -200,14 +206,24 @@ def test_a_loss_that_explodes_stops(runner):
         runner("topk")(lr=1e3, log_every=1)
 
 
+def test_a_kill_between_the_two_renames_loses_no_checkpoint(runner, tmp_path, interrupt, same_tensors):
+    run = runner("topk")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "out", callbacks=[interrupt(3)])
+    checkpoint = tmp_path / "out.run" / "checkpoint"
+    checkpoint.rename(checkpoint.with_name(".checkpoint.old-4242"))
+    same_tensors(run(tmp_path / "out", resume=True), run())
+    assert not list((tmp_path / "out.run").glob(".checkpoint*"))
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(runner, tmp_path, monkeypatch):
     run, real, calls = runner("topk"), save_checkpoint, []
 
-    def save(path, tensors, values):
+    def save(path, tensors, values, processes):
         calls.append(1)
         if len(calls) > 1:
             monkeypatch.setattr("fasttc.training.checkpoint.save_file", full)
-        real(path, tensors, values)
+        real(path, tensors, values, processes)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -221,13 +237,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(runner, tmp_path, monkeypatch):
 
 def test_damaged_checkpoints(tmp_path):
     save_checkpoint(tmp_path / "c", {"a": torch.ones(2)}, {"config": {}})
-    (tmp_path / "c" / "state.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "c" / "state.0.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match="cannot read the checkpoint"):
         load_checkpoint(tmp_path / "c")
     save_checkpoint(tmp_path / "c", {}, {"config": {}})
     path = tmp_path / "c" / "state.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(ValueError, match=r"expected a checkpoint of schema version 1, .* has 99"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    with pytest.raises(ValueError, match=r"expected a checkpoint of schema version 2, .* has 99"):
         load_checkpoint(tmp_path / "c")
 
 
