@@ -112,7 +112,7 @@ class ShardedTranscoder(nn.Module):
         mine = SparseActs(
             acts.values[own], acts.indices[own] - self.first, self.local.n_features, acts.shape, row_ptr
         )
-        y = _Sum.apply(ops.decode(mine, self.local.W_dec), self.group) + self.local.b_dec
+        y = _Sum.apply(ops.decode(mine, self.local.W_dec), acts.values, self.group) + self.local.b_dec
         if self.local.W_skip is not None:
             if x is None:
                 raise ValueError(
@@ -159,14 +159,19 @@ class _Enter(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is already the same on all of them."""
+    """The sum over processes; its gradient is already the same on all of them.
+
+    The values are only passed through: a process of which no feature won must reach :class:`_Enter` on the way back
+    too, where the others wait for it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Processes) -> Tensor:
+    def forward(ctx: Any, part: Tensor, values: Tensor, group: Processes) -> Tensor:
+        ctx.save_for_backward(values)
         whole = part.clone()
         group.add([whole])
         return whole
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grads[0], torch.zeros_like(ctx.saved_tensors[0]), None
