@@ -140,5 +140,6 @@ def main(arguments: list[str]) -> int:
         print(f"{row['part']:16s} {row['status']:12s} {row['seconds']:6.1f} s {row['rows']:4d} rows")
     said, rates = gpu_targets.judge(options.out), gpu_targets.rates(options.out)
     record.write(options.out / "summary.json", {**head, "targets": said, "rates": rates}, told)
-    print(*said, *(f"rate: {name} = {rate:.4g}" for name, rate in rates.items()), sep="\n")
+    if not options.rehearse:
+        print(*said, *(f"rate: {name} = {rate:.4g}" for name, rate in rates.items()), sep="\n")
     return 0 if all(row["status"] == "ok" for row in told) else 1
