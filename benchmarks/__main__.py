@@ -20,7 +20,7 @@ SUITES = {  # name -> what it does
     "throughput": "PAT without the model's forward, against a plain PyTorch loop",
     "sweeps": "around the ledger: width, distance of the fine-tuning, sparse autoencoders",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
-    "report": "write the tables and charts of README.md and docs/ from the committed results",
+    "report": "write tables and charts from the committed results",
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/, and the charts of docs/plots/, from the committed results.
+"""Writes the tables of README.md and docs/, and charts beside the results, from the committed results.
 
 A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks:NAME -->``, each on a line of its own.
 
@@ -89,6 +89,25 @@ def _adaptation(data: dict[str, Any]) -> str:
     return f"{adaptation_report.readme(data)}\n\n{source_line(data['environment'])}"
 
 
+def _aot(data: dict[str, Any]) -> str:
+    """Per module, the largest registers and shared memory on each architecture."""
+    targets = list(dict.fromkeys(row["target"] for row in data["rows"]))
+    modules = list(dict.fromkeys(row["module"] for row in data["rows"]))
+    rows = []
+    for module in modules:
+        own = [row for row in data["rows"] if row["module"] == module]
+        worst = [[row for row in own if row["target"] == target] for target in targets]
+        cells = [
+            f"{max(r['registers'] for r in part)}, {max(r['shared'] for r in part) / 1024:.0f} KB"
+            for part in worst
+        ]
+        rows.append([f"`{module}`", str(len(own)), *cells])
+    failed = sum(bool(row.get("error") or row["failures"]) for row in data["rows"])
+    spilled = sum(row["spills"] > 0 for row in data["rows"])
+    text = f"{len(data['rows'])} codes, {spilled} with spills, {failed} with a broken promise; Triton {data['triton']}."
+    return f"{_grid(['module', 'codes', *targets], rows)}\n\n{text}"
+
+
 def rendered(text: str, results: Path) -> str:
     """The text with every block filled.
 
@@ -101,7 +120,13 @@ def rendered(text: str, results: Path) -> str:
         if not path.is_file():
             raise ValueError(f"block {match['name']}: expected the file {path}, found none")
         data = record.read(path)
-        tables = {"adaptation": _adaptation, "attribution": _attribution, "cpu": _cpu, "ops": _ops}
+        tables = {
+            "adaptation": _adaptation,
+            "aot": _aot,
+            "attribution": _attribution,
+            "cpu": _cpu,
+            "ops": _ops,
+        }
         if data.get("kind") not in tables:
             raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")
         return f"{match[1]}\n{tables[data['kind']](data)}\n\n{match[3]}"
@@ -109,8 +134,8 @@ def rendered(text: str, results: Path) -> str:
     return BLOCK.sub(fill, text)
 
 
-def plots(results: Path, folder: Path) -> dict[Path, str]:
-    """A chart in ``folder`` for every committed training step: file -> its SVG."""
+def plots(results: Path) -> dict[Path, str]:
+    """A chart beside every committed training step: file -> its SVG."""
     found = {}
     for path in sorted(results.glob("*/step.json")):
         data = record.read(path)
@@ -123,7 +148,7 @@ def plots(results: Path, folder: Path) -> dict[Path, str]:
         ]
         shape = ", ".join(data["rows"][0]["shape"].split(",")[:4])
         title = f"Training step on {data['environment']['device']}, N, D, F, K = {shape}"
-        found[folder / f"{path.parent.name}-step.svg"] = bars(title, rows, "fasttc")
+        found[path.with_suffix(".svg")] = bars(title, rows, "fasttc")
     return found
 
 
@@ -139,7 +164,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     pages = [options.root / "README.md", *sorted((options.root / "docs").rglob("*.md"))]
     wanted = {page: rendered(page.read_text(encoding="utf-8"), options.results) for page in pages}
-    wanted |= plots(options.results, options.root / "docs/plots")
+    wanted |= plots(options.results)
     stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     print(*(f"stale: {path}" for path in stale), f"{len(wanted)} files, {len(stale)} stale", sep="\n")
     if options.check:

@@ -198,7 +198,7 @@ def test_the_report_fills_its_blocks_draws_its_charts_and_knows_when_they_are_st
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "250 ms" in (tmp_path / "docs/plots/some-cpu-step.svg").read_text()
+    assert "250 ms" in (results / "some-cpu/step.svg").read_text()
     assert benchmarks_main([*arguments, "--check"]) == 0
     assert report.rendered("no blocks", results) == "no blocks"
     with pytest.raises(ValueError, match=r"block cpu/none: expected the file"):
