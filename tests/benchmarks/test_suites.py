@@ -121,6 +121,18 @@ def test_a_gpu_is_asked_for(tmp_path):
     assert "expected TRITON_INTERPRET=1" in done.stderr
 
 
+@pytest.mark.slow
+def test_this_checkout_is_compared_with_a_commit():
+    if record.commit() is None:
+        pytest.skip("not in a git checkout")
+    words = ["--op", "decode", "--shape", "4,4,16,2", "--device", "cpu", "--seconds", "0", "--tiny-roofs"]
+    done = run("ops", "--base", "HEAD", *words, TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, row = done.stdout.splitlines()
+    assert header.split()[-3:] == ["HEAD", "here", "speed-up"]
+    assert row.startswith("decode")
+
+
 def test_fasttc_bench_is_the_same_command(tmp_path):
     out = tmp_path / "x.json"
     words = [
