@@ -54,7 +54,7 @@ FULL = Plan(
         "scratch": _SCRATCH,
     },
     search=20_480,
-    scratch_search=(81_920, 327_680),
+    scratch_search=(81_920,),
     cells=tuple(
         Cell(distance, coverage, quality)
         for quality in ("long", "short")
@@ -143,7 +143,7 @@ class Ledger:
         """A larger budget has a search of its own, from what the smaller one found, the refit as it was."""
         config, refits = START, REFITS
         for step, budget in enumerate(self.plan.scratch_search):
-            if step == 0 or tokens >= budget:
+            if step == 0 or tokens > budget:
                 config = self._searched(bench, cell, "scratch", budget, config, refits)
                 refits = ()
         return config
