@@ -17,7 +17,7 @@ LEVELS = {  # distance -> FVU at which tokens are compared, by coverage; set bef
     ("uncovered", "severe"): (0.13,),
     ("uncovered", "mild"): (0.13,),
 }
-AT_SCRATCH = (163_840, 1_310_720)
+AT_SCRATCH = (163_840, 655_360, 1_310_720)
 """Budgets of training from scratch whose FVU is asked of the adaptations."""
 Row = dict[str, Any]
 

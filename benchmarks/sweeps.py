@@ -28,10 +28,11 @@ from .adaptation_world import Size, World
 
 ADAPT = {"lr": 0.25, "update_tokens": 128, "refit": "last"}
 SCRATCH = {"lr": 1.0, "update_tokens": 128, "refit": "last"}
-ADAPT_TOKENS, SCRATCH_TOKENS, BASE_TOKENS = 20_480, (40_960, 81_920, 163_840), 327_680
+ADAPT_TOKENS, SCRATCH_TOKENS, BASE_TOKENS = 10_240, (40_960, 81_920), 163_840
 WIDTHS = (256, 512, 1024, 2048, 4096)
 DISTANCES = {  # name -> tokens, learning rate of FTFA
-    f"{steps} steps at {lr:g}": (1024 * steps, lr) for steps in (30, 100, 300) for lr in (1e-4, 1e-3, 3e-3)
+    f"{steps} steps at {lr:g}": (1024 * steps, lr)
+    for steps, lr in ((30, 1e-4), (100, 1e-4), (100, 1e-3), (100, 3e-3), (400, 1e-3))
 }
 Line = dict[str, Any]
 
