@@ -39,7 +39,9 @@ def reach(fvu: float, runs: Sequence[Row]) -> Bound:
     if found is not None:
         return Bound("=", found)
     least = min(points)
-    return Bound("<", least[0]) if least[1] <= fvu else Bound(">", max(points)[0])
+    if least[1] == fvu:
+        return Bound("=", least[0])
+    return Bound("<", least[0]) if least[1] < fvu else Bound(">", max(points)[0])
 
 
 def ratio(scratch: Bound, adapted: Bound) -> Bound:
