@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("fasttc", "kernels", "benchmarks", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 PROBE = "import fasttc.kernels, fasttc.benchmarks, fasttc.ops; print(*fasttc.kernels.__path__)"
+PAGE = [path for folder in ("_assets", "_vendor") for path in (ROOT / "fasttc" / "report" / folder).iterdir()]
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -54,6 +55,9 @@ def test_wheel_holds_only_fasttc(wheel: Path) -> None:
     assert kernels <= {Path(name).name for name in names if name.startswith("fasttc/kernels/")}
     assert "fasttc/kernels/__init__.py" not in names, "the checkout's stand-in must not be shipped"
     assert "fasttc/py.typed" in names
+    page = {f"fasttc/report/{path.relative_to(ROOT / 'fasttc' / 'report')}" for path in PAGE}
+    assert page <= set(names)
+    assert "fasttc/report/_vendor/d3.LICENSE" in names
 
 
 def test_wheel_works_when_unpacked_elsewhere(wheel: Path, tmp_path: Path) -> None:

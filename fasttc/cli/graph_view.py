@@ -49,32 +49,42 @@ def command(
     port: int,
     open_page: bool,
 ) -> None:
-    """Read GRAPH in the browser: prune, label, group, compare, export.
+    """Read GRAPH in the browser: prune, label, group, compare, export. A merged graph starts with its groups.
 
     Serves on 127.0.0.1 at a secret address until Ctrl-C; what you edit is saved to the supernode file, which graph
     merge --from reads. With --html, one self-contained file is written, which keeps edits in the browser.
     """
+    from fasttc.graph import MergedGraph, load_graph
     from fasttc.report import FeatureFolder, page_data
 
-    data = page_data(read_whole(graph), base=None if base is None else read_whole(base), name=graph.stem)
+    loaded = load_graph(graph)
+    merged = isinstance(loaded, MergedGraph)
+    data = page_data(
+        loaded.pruned if merged else loaded, base=None if base is None else read_whole(base), name=graph.stem
+    )
+    state = loaded.supernodes().to_dict() if merged else None
     folder = None if features is None else FeatureFolder(features)
     if html is not None:
-        _write(run, data, folder, supernodes, html)
+        _write(run, data, folder, state, supernodes, html)
     else:
-        _serve(
-            run, data, folder, supernodes or graph.with_name(f"{graph.stem}.supernodes.json"), port, open_page
-        )
+        file = supernodes or graph.with_name(f"{graph.stem}.supernodes.json")
+        _serve(run, data, folder, state, file, port, open_page)
 
 
 def _write(
-    run: Run, data: dict[str, Any], features: "FeatureFolder | None", supernodes: Path | None, html: Path
+    run: Run,
+    data: dict[str, Any],
+    features: "FeatureFolder | None",
+    state: dict[str, Any] | None,
+    supernodes: Path | None,
+    html: Path,
 ) -> None:
     from fasttc.report import read_state, with_evidence, write_page
 
     left_out = 0
     if features is not None:
         data, left_out = with_evidence(data, features)
-    write_page(html, data, None if supernodes is None else read_state(supernodes))
+    write_page(html, data, state if supernodes is None else read_state(supernodes))
     if left_out:
         run.say(
             f"the evidence of {left_out:,} features found no room in one file; served, the page shows all"
@@ -89,13 +99,14 @@ def _serve(
     run: Run,
     data: dict[str, Any],
     features: "FeatureFolder | None",
+    state: dict[str, Any] | None,
     supernodes: Path,
     port: int,
     open_page: bool,
 ) -> None:
     from fasttc.report import PageServer
 
-    with PageServer(data, state_file=supernodes, features=features, port=port) as server:
+    with PageServer(data, state_file=supernodes, state=state, features=features, port=port) as server:
         run.finish(
             {"url": server.url, "supernodes": str(supernodes)},
             f"{server.url}\nedits are saved to {supernodes}; Ctrl-C ends",

@@ -65,6 +65,7 @@ class PageServer(ThreadingHTTPServer):
     Args:
         data: from ``page_data``.
         state_file: where edited state is read from, if it is there, and saved to.
+        state: where it starts if there is no such file yet; empty by default.
         features: where feature evidence comes from, if anywhere.
         port: 0 takes a free one.
 
@@ -84,10 +85,12 @@ class PageServer(ThreadingHTTPServer):
         data: Mapping[str, Any],
         *,
         state_file: str | Path,
+        state: dict[str, Any] | None = None,
         features: FeatureFolder | None = None,
         port: int = 0,
     ) -> None:
         self.state_file = Path(state_file)
+        self.initial = state
         self.features = features
         self.data = {**data, "has_evidence": features is not None, "state_file": self.state_file.name}
         self.saving = threading.Lock()
@@ -97,8 +100,8 @@ class PageServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
     def state(self) -> dict[str, Any] | None:
-        """The edited state as saved, or None."""
-        return read_state(self.state_file) if self.state_file.exists() else None
+        """The edited state as saved, else where it starts."""
+        return read_state(self.state_file) if self.state_file.exists() else self.initial
 
 
 class _Handler(BaseHTTPRequestHandler):

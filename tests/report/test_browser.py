@@ -14,7 +14,7 @@ import torch
 
 from fasttc.benchmarks.browser import complaints, ready
 from fasttc.benchmarks.page import random_graph, whole
-from fasttc.graph import Graph, Supernodes
+from fasttc.graph import Graph, Supernodes, diff
 from fasttc.report import FeatureFolder, PageServer, page_data, write_page
 
 from .conftest import HOSTILE
@@ -363,17 +363,16 @@ def test_views_of_two_graphs(driver, show, small, tuned):
         js(driver, "document.querySelector(`#views input[value=${arguments[0]}]`).click()", view)
         counts[view] = set(js(driver, "return fasttc.app.scene.nodes.map((n) => n.key)"))
     assert counts["diff"] == counts["base"] | counts["finetuned"]
-    status = dict(js(driver, "return fasttc.app.scene.nodes.map((n) => [n.key, n.status])"))
-    base, kept = small.prune(1.0, 1.0), tuned.prune(1.0, 1.0)
-    js(driver, "fasttc.app.setShares([1, 1])")
-    status = dict(js(driver, "return fasttc.app.scene.nodes.map((n) => [n.key, n.status])"))
-    lost = {tuple(f) for f in small.features[base.node_mask[base.graph.feature_slice]].tolist()} - {
-        tuple(f) for f in tuned.features[kept.node_mask[kept.graph.feature_slice]].tolist()
-    }
-    assert lost
-    for layer, position, index in lost:
-        assert status[f"{layer}_{index}_{position}"] == "lost"
-    assert "gained" not in {status[key] for key in status if not key.startswith("E_")}
+    found = diff(small, tuned.prune(0.8, 0.98))
+    expected = {change.key[0]: (change.status, change.base, change.tuned) for change in found.nodes}
+    js(driver, "fasttc.app.setShares([0.8, 0.98])")
+    shown = js(driver, "return fasttc.app.scene.nodes.map((n) => [n.key, n.status, n.shareBefore, n.share])")
+    assert {key for key, *_ in shown} >= set(expected)
+    assert {"lost", "strengthened", "weakened", "kept"} <= {status for status, *_ in expected.values()}
+    for key, status, before, now in shown:
+        if key in expected:
+            assert status == expected[key][0]
+            assert (before, now) == pytest.approx(expected[key][1:], abs=1e-9)
     change = js(
         driver, "return fasttc.app.scene.edges.map((e) => [e.change, Math.abs(e.share) - Math.abs(e.before)])"
     )
@@ -421,10 +420,10 @@ def test_exports_and_reads_back(driver, show, small):
     assert texts(driver, "g.node.group .name") == ["again"]
     path.write_text("{}")
     element(driver, "#state-file").send_keys(str(path))
-    deadline = time.monotonic() + 5
-    while "Not read" not in element(driver, "#saved").text and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert "expected schema" in element(driver, "#saved").text
+    deadline, said = time.monotonic() + 5, ""
+    while "Not read" not in said and time.monotonic() < deadline:
+        said = element(driver, "#saved").text
+    assert said.startswith("Not read: expected schema")
     assert texts(driver, "g.node.group .name") == ["again"]
 
 

@@ -162,6 +162,13 @@ def test_other_places_and_methods(server):
     assert ask(server, "", "DELETE")[0] == 501
 
 
+def test_starts_from_the_given_state_until_there_is_a_file(serve, small, tmp_path):
+    server = serve(page_data(small), state_file=tmp_path / "s.json", state={**STATE, "pinned": []})
+    assert server.state()["pinned"] == []
+    assert post(server, STATE)[0] == 200
+    assert server.state() == STATE
+
+
 def test_a_broken_state_file_stops_the_start(small, tmp_path):
     (tmp_path / "s.json").write_text("{}")
     with pytest.raises(ValueError, match=r"s\.json: schema: expected"):

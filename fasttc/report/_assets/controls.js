@@ -77,10 +77,10 @@ fasttc.controls = (() => {
   }
 
   const KINDS = [["feature", "feature"], ["error", "error: what the transcoder missed"], ["token", "token"], ["logit", "output"]];
-  const STATUS = [
-    ["gained", "gained", "Kept in the fine-tuned graph only"], ["lost", "lost", "Kept in the base graph only"],
-    ["stronger", "stronger", "Influence at least 1.25 times as large"], ["weaker", "weaker", "Influence at most 1 / 1.25 as large"],
-    ["same", "alike", "Influence alike"],
+  const STATUS = [ // the words and the rule of `fasttc graph diff`
+    ["gained", "Has influence in the fine-tuned graph only"], ["lost", "Has influence in the base graph only"],
+    ["strengthened", "Has more influence than in the base graph"], ["weakened", "Has less influence than in the base graph"],
+    ["kept", "Influence changed by less than 0.5 % of the logits'"],
   ];
 
   /** What shapes and colours mean; kinds of nodes can be hidden by pressing them. */
@@ -93,8 +93,8 @@ fasttc.controls = (() => {
     const edges = scene.diff
       ? [swatch("gained", "edge grew", "Share of the target's input grew"), swatch("lost", "edge shrank", "Share of the target's input shrank")]
       : [swatch("positive", "raises", "Raises its target"), swatch("negative", "lowers", "Lowers its target")];
-    const status = scene.diff ? STATUS.map(([name, text, title]) =>
-      el("span", { class: "entry", title }, el("span", { class: "glyph feature " + name, "aria-hidden": "true" }), text)) : [];
+    const status = scene.diff ? STATUS.map(([name, title]) =>
+      el("span", { class: "entry", title }, el("span", { class: "glyph feature " + name, "aria-hidden": "true" }), name)) : [];
     const drawn = Math.min(scene.edges.length, fasttc.edges.MOST);
     const note = drawn < scene.edges.length ? `strongest ${count(drawn)} of ${count(scene.edges.length)} edges drawn` : `${count(drawn)} edges`;
     $("legend").replaceChildren(...kinds, ...status, ...edges,

@@ -2,7 +2,7 @@
 /* The stage: nodes as SVG elements, zoom, drag, lasso, hover. Draws what the scene says and decides nothing. */
 
 fasttc.draw = (() => {
-  const { el, colour } = fasttc.base;
+  const { el } = fasttc.base;
   const svg = d3.select("#nodes"), stage = document.getElementById("stage"), tip = document.getElementById("tip");
   const hulls = svg.append("g").attr("class", "hulls");
   const nodeLayer = svg.append("g").attr("class", "nodes"), axis = svg.append("g").attr("class", "axis");
@@ -294,7 +294,7 @@ fasttc.draw = (() => {
   }
 
   return {
-    start, update, marks, highlight, labels, request, fit, reveal, size, colour, shape,
+    start, update, marks, highlight, labels, request, fit, reveal,
     zoomBy: (factor) => svg.call(zoom.scaleBy, factor),
     get transform() { return transform; },
     get geometry() { return geometry; },

@@ -32,6 +32,7 @@ fasttc.graph = (() => {
       firstToken: kind.indexOf("token"),
       local: new Map(Array.from(node, (row, at) => [row, at])),
     };
+    graph.total = d3.sum(start);
     graph.stored = mass(graph);
     graph.mass = graph.stored.map((sum, at) => sum + remainder[at]);
     graph.influence = sweep(graph, graph.mass);
@@ -148,5 +149,5 @@ fasttc.graph = (() => {
     };
   }
 
-  return { open, prune, prunedScores, shareThreshold };
+  return { open, prune, prunedScores };
 })();

@@ -80,12 +80,12 @@ fasttc.panel = (() => {
   }
 
   function facts(node) {
-    const both = (value, before, show) => (before === undefined ? show(value) : `${show(before)} → ${show(value)}`);
+    const both = (now, before) => `${percent(before)} → ${percent(now)}`, { diff } = app.scene;
     return el("dl", { class: "facts" },
       node.kind === "feature" ? fact("feature", `#${node.feature}`) : null,
       node.activation === null ? null : fact("activation", number(node.activation)),
-      node.kind === "logit" ? fact("probability", both(node.probability, app.scene.diff ? node.probabilityBefore : undefined, percent))
-        : fact("influence", both(node.influence, app.scene.diff ? node.influenceBefore : undefined, percent)),
+      node.kind === "logit" ? fact("probability", diff ? both(node.probability, node.probabilityBefore) : percent(node.probability))
+        : fact("influence", diff ? both(node.share, node.shareBefore) : percent(node.influence)),
       node.status ? fact("change", el("span", { class: "status " + node.status }, node.status)) : null);
   }
 

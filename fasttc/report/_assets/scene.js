@@ -3,7 +3,7 @@
 
 fasttc.scene = (() => {
   const FORCED_SHARE = 0.01; // inputs and outputs drawn for a pinned node that pruning would leave out
-  const STRONGER = 1.25; // ratio of influence from which a change is called one
+  const LEAST_CHANGE = 0.005; // of influence, as a share of the logits', that is called one (as in graph/diff.py)
 
   /** The kept part of a graph by rows of the node table; pinned nodes are kept whatever their influence. */
   function keptPart(graph, pruned, pinnedRows) {
@@ -20,7 +20,6 @@ fasttc.scene = (() => {
         if (pruned.edges[e] || (forced && Math.abs(values[e]) >= FORCED_SHARE * mass[t])) edges.push(e);
       }
     }
-    // Tokens without a kept output are the prompt; errors without one are of no interest.
     const rows = new Set();
     for (let i = 0; i < graph.n; i++) if (on[i]) rows.add(node[i]);
     return { graph, rows, edges };
@@ -107,14 +106,17 @@ fasttc.scene = (() => {
     };
     if (!before) return result;
     const influenceBefore = of(before, "influence"), probabilityBefore = of(before, "start");
-    const flow = result.influence + result.probability, flowBefore = influenceBefore + probabilityBefore;
-    const kept = rows.some((row) => now.rows.has(row)), keptBefore = rows.some((row) => before.rows.has(row));
-    let status = "same";
-    if (!keptBefore) status = "gained";
-    else if (!kept) status = "lost";
-    else if (flow > STRONGER * flowBefore) status = "stronger";
-    else if (STRONGER * flow < flowBefore) status = "weaker";
-    return { ...result, influenceBefore, probabilityBefore, status };
+    const share = (result.influence + result.probability) / now.graph.total;
+    const shareBefore = (influenceBefore + probabilityBefore) / before.graph.total;
+    const status = changeOf(shareBefore, share);
+    return { ...result, influenceBefore, probabilityBefore, share, shareBefore, status };
+  }
+
+  function changeOf(before, now) {
+    if (Math.abs(now - before) < LEAST_CHANGE || now === before) return "kept";
+    if (before === 0) return "gained";
+    if (now === 0) return "lost";
+    return now > before ? "strengthened" : "weakened";
   }
 
   /**

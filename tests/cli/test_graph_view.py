@@ -1,0 +1,108 @@
+"""``fasttc graph view``: the file, the server, wrong input; ``--plot`` of the verbs that compute curves."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fasttc.graph import Graph, MergedGraph, Supernodes
+
+
+def test_one_file(fasttc, home: Path, tmp_path: Path) -> None:
+    Supernodes(pinned=("E_0_0",)).save(tmp_path / "s.json")
+    code, out, _ = fasttc(
+        "graph", "view", home / "g.graph", "--base", home / "g.graph", "--supernodes", tmp_path / "s.json",
+        "--html", tmp_path / "g.html", "--json",
+    )  # fmt: skip
+    assert code == 0
+    html = (tmp_path / "g.html").read_text()
+    assert json.loads(out)["bytes"] == (tmp_path / "g.html").stat().st_size
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', html)[1])  # type: ignore[index]
+    assert data["name"] == "g"
+    assert [graph["view"] for graph in data["graphs"]] == ["finetuned", "base"]
+    assert len(data["nodes"]["id"]) == Graph.load(home / "g.graph").n_nodes
+    assert '"pinned":["E_0_0"]' in html
+
+
+def test_a_merged_graph_starts_with_its_groups(fasttc, home: Path, tmp_path: Path) -> None:
+    assert fasttc("graph", "merge", home / "g.graph", "--out", tmp_path / "m.graph")[0] == 0
+    assert fasttc("graph", "view", tmp_path / "m.graph", "--html", tmp_path / "m.html")[0] == 0
+    state = json.loads(re.search(r'id="page-state">(.*?)</script>', (tmp_path / "m.html").read_text())[1])  # type: ignore[index]
+    kept = MergedGraph.load(tmp_path / "m.graph").supernodes()
+    assert Supernodes.from_dict(state) == kept
+    assert kept.groups
+
+
+def test_serves_until_interrupted(home: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "fasttc", "graph", "view", home / "g.graph", "--no-open", "--supernodes")
+    with subprocess.Popen(
+        (*map(str, command), str(tmp_path / "s.json")), stdout=subprocess.PIPE, text=True
+    ) as served:
+        assert served.stdout is not None
+        url = served.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.read().startswith(b"<!doctype html>")
+        served.send_signal(signal.SIGINT)
+        assert served.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("absent.graph",), "absent.graph"),
+        (("g.graph", "--features", "absent"), "features: expected a folder of feature files"),
+        (
+            ("g.graph", "--html", "x.html", "--supernodes", "absent.json"),
+            "absent.json: expected a supernode file",
+        ),
+        (("g.graph", "--base", "model"), "model"),
+    ],
+)
+def test_wrong_input_is_one_line(fasttc, home: Path, tmp_path: Path, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(home)
+    code, _, err = fasttc("graph", "view", *arguments, "--no-open")
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert not (home / "x.html").exists()
+
+
+def test_plots_of_evaluate_and_train(fasttc, home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data = ("--data", home / "text.jsonl", "--context", "32", "--batch-size", "4")
+    code, *_ = fasttc(
+        "evaluate",
+        home / "model",
+        "--transcoders",
+        home / "tcs",
+        *data,
+        "--tokens",
+        500,
+        "--plot",
+        tmp_path / "e.png",
+    )
+    assert code == 0
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    train = (
+        "train",
+        home / "model",
+        *data,
+        "--features",
+        32,
+        "-k",
+        4,
+        "--tokens",
+        500,
+        "--out",
+        tmp_path / "t",
+    )
+    code, *_ = fasttc(*train, "--plot", tmp_path / "t.svg")
+    assert code == 0
+    assert "<!-- fvu -->" in (tmp_path / "t.svg").read_text()
+    code, _, err = fasttc(*train, "--plot", tmp_path / "t.gif")
+    assert (code, "plot: expected a file that ends in .png" in err) == (2, True)
