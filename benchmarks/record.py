@@ -40,7 +40,7 @@ def commit() -> str | None:
     if revision is None:
         return None
     changed = _output(
-        "git", "status", "--porcelain", "--untracked-files=no", "--", "../fasttc/ops", "../kernels", "."
+        "git", "status", "--porcelain", "--untracked-files=no", "--", "../fasttc", "../kernels", "."
     )
     return revision + ("+" if changed else "")
 

@@ -27,7 +27,8 @@ def source_line(environment: dict[str, Any]) -> str:
     if environment["driver"]:
         parts += [f"Triton {environment['triton']}", f"driver {environment['driver']}"]
     else:
-        parts.append(f"{environment['threads']} threads")
+        count = environment["threads"]
+        parts.append("1 thread" if count == 1 else f"{count} threads")
     return f"{', '.join(parts)}; commit {environment['commit']}, seed {environment['seed']}."
 
 

@@ -1,6 +1,7 @@
 """``fasttc attribute``: the attribution graph of a prompt."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +15,11 @@ from fasttc.cli._distributed import processes
 @click.option("--prompt", help="The text whose next token is explained.")
 @click.option("--prompt-ids", help="The same as token ids, used as given: 2,17,9.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where the graph goes."
+    "--prompts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file of texts, one per line: a graph each, numbered, in the folder --out.",
 )
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the graph goes.")
 @click.option(
     "--target",
     "targets",
@@ -40,6 +44,7 @@ def command(
     transcoders: str,
     prompt: str | None,
     prompt_ids: str | None,
+    prompts: Path | None,
     out: Path,
     targets: tuple[str, ...],
     max_logits: int,
@@ -55,14 +60,17 @@ def command(
 
     Several processes share the work: `torchrun --nproc-per-node 4 -m fasttc attribute ...`.
     """
-    from fasttc.attribution import attribute
+    from fasttc.attribution import attribute_many
 
+    if prompts is not None and (prompt is not None or prompt_ids is not None):
+        raise ValueError("--prompts: expected it alone, got another prompt beside it")
+    results = []
     with processes(run):
         language_model, tokenizer = load_model(run, model)
-        graph = attribute(
+        graphs = attribute_many(
             language_model,
             load_transcoders(run, transcoders),
-            one_prompt(prompt, prompt_ids, tokenizer),
+            [one_prompt(prompt, prompt_ids, tokenizer)] if prompts is None else _lines(prompts, tokenizer),
             tokenizer=tokenizer,
             targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
             max_logits=max_logits,
@@ -72,21 +80,44 @@ def command(
             memory_budget=None if memory_gib is None else int(memory_gib * 2**30),
             progress=is_first(),
         )
-    if not is_first():
-        return
-    graph.save(out)
-    scores = graph.scores()._asdict()
+        for number, graph in enumerate(graphs):
+            if is_first():
+                path = out if prompts is None else out / f"{number:04d}.graph"
+                graph.save(path)
+                results.append(_described(graph, path))
+    if is_first():
+        whole = results[0] if prompts is None else {"out": str(out), "graphs": results}
+        run.finish(whole, "\n\n".join(map(_shown, results)))
+
+
+def _lines(path: Path, tokenizer: Any) -> list[str]:
+    """The texts of a file, one per line; empty lines are left out."""
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer: give one prompt as --prompt-ids 2,17,9")
+    texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{path}: expected one prompt per line, got none")
+    return texts
+
+
+def _described(graph: Any, path: Path) -> dict[str, Any]:
+    """What the JSON result says of a graph."""
     rows = [
         {"next token": repr(label), "probability": probability}
         for label, probability in zip(graph.logit_labels, graph.logit_probs.tolist(), strict=True)
     ]
-    result = {
-        "out": str(out),
+    return {
+        "out": str(path),
         "features": graph.n_features,
         "nodes": graph.n_nodes,
         "edges": graph.n_edges,
         "targets": rows,
-        "scores": scores,
+        "scores": graph.scores()._asdict(),
     }
-    named = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    run.finish(result, f"{table(rows)}\n\n{graph!r}\n{named}\nwrote {out}")
+
+
+def _shown(result: dict[str, Any]) -> str:
+    """The same for people."""
+    sizes = f"{result['features']:,} features, {result['nodes']:,} nodes, {result['edges']:,} edges"
+    named = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
+    return f"{table(result['targets'])}\n\n{sizes}\n{named}\nwrote {result['out']}"

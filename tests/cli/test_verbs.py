@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fasttc.cli.__main__ import VERBS
 from fasttc.graph import Graph, PrunedGraph
 from fasttc.nn import TranscoderSet
+from fasttc.worlds import ClinicalWorld
 
 SMALL = ("--context", "32", "--batch-size", "4")
 
@@ -128,6 +130,25 @@ def test_prune_and_export(fasttc, home: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json" / "graph-metadata.json").read_text())["graphs"][0]["slug"] == "one"
 
 
+def test_attribute_several_prompts(fasttc, home: Path, tmp_path: Path) -> None:
+    texts = [prompt.text for prompt in ClinicalWorld().prompts("two_hop", 2)]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(texts))
+    common = ("attribute", home / "model", "--transcoders", home / "tcs", "--max-logits", 2, "--json")
+    code, out, err = fasttc(*common, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "graphs")
+    assert code == 0, err
+    assert [row["out"] for row in json.loads(out)["graphs"]] == [
+        str(tmp_path / "graphs" / f"000{number}.graph") for number in range(2)
+    ]
+    assert fasttc(*common, "--prompt", texts[1], "--out", tmp_path / "alone.graph")[0] == 0
+    together, alone = Graph.load(tmp_path / "graphs/0001.graph"), Graph.load(tmp_path / "alone.graph")
+    assert together.prompt == alone.prompt == texts[1]
+    assert torch.equal(together.values, alone.values)
+    (tmp_path / "prompts.txt").write_text("\n")
+    code, _, err = fasttc(*common, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "none")
+    assert code == 2
+    assert "expected one prompt per line, got none" in err
+
+
 def test_attribute_by_ids_equals_text(fasttc, home: Path, tmp_path: Path) -> None:
     graph = Graph.load(home / "g.graph")
     ids = ",".join(map(str, graph.input_ids.tolist()))
@@ -218,6 +239,21 @@ BAD = {
     "two prompts": (
         ("attribute", "{home}/model", "--transcoders", "{home}/tcs", "--out", "{tmp}/g"),
         "exactly one of --prompt and --prompt-ids",
+    ),
+    "prompts and a prompt": (
+        (
+            "attribute",
+            "{home}/model",
+            "--transcoders",
+            "{home}/tcs",
+            "--prompts",
+            "{home}/text.jsonl",
+            "--prompt",
+            "a",
+            "--out",
+            "{tmp}/g",
+        ),
+        "--prompts: expected it alone",
     ),
     "bad ids": (
         (
