@@ -7,6 +7,7 @@ from importlib import import_module
 SUITES = {  # name -> what it does
     "ops": "ops against their competitors on this machine; --base REV: against another commit",
     "attribution": "graphs against circuit-tracer's algorithm, and how they scale",
+    "circuits": "mechanism, merging and diff on the clinical world; graphs of 10,000 nodes",
     "cpu": "a whole training step on a CPU: time and memory, side by side",
     "gpu": "everything worth knowing on a new GPU, in under 8 minutes",
     "aot": "compile every kernel for every architecture; needs no GPU",

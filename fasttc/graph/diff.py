@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -101,8 +100,9 @@ def diff(
 
     Nodes are the same if they are the same feature at the same position, the error of the same layer and position,
     the same token or the same logit. The transcoders must number their features alike, as adapted ones do. A node or
-    edge is listed if pruning kept it in one of the graphs; its influence is looked up in the *whole* graphs where they
-    are at hand, so that nothing is lost or gained merely by crossing a threshold.
+    edge is listed if pruning kept it in one of the graphs (and, an edge, if it carries at least ``least_change`` in
+    one); its influence is looked up in the *whole* graphs where they are at hand, so that nothing is lost or gained
+    merely by crossing a threshold.
 
     Args:
         base, tuned: whole graphs (pruned here at 0.8 / 0.98) or pruned ones. A pruned graph from a file does not know
@@ -215,14 +215,23 @@ def _node_changes(
 def _edge_changes(
     sides: tuple[_Side, _Side], names: dict[Any, tuple[str, str]], least: float
 ) -> list[Change]:
-    pairs: dict[tuple[Any, Any], None] = {}
+    keys = list(dict.fromkeys(key for side in sides for key in side.keys))
+    union = {key: at for at, key in enumerate(keys)}
+    total = len(keys)
+    pairs = np.zeros(0, np.int64)  # target * total + source, in the numbering of both graphs together
     for side in sides:
-        columns = side.graph.columns.numpy()
-        for edge in np.flatnonzero(side.kept_edges).tolist():
-            pairs[side.keys[side.targets[edge]], side.keys[columns[edge]]] = None
-    flows = [_flows(side, list(pairs)) for side in sides]
+        number = np.array([union[key] for key in side.keys])
+        columns = side.graph.columns.numpy()[side.kept_edges]
+        pairs = np.union1d(pairs, number[side.targets[side.kept_edges]] * total + number[columns])
+    flows = []
+    for side in sides:
+        own = np.array([side.number.get(key, -1) for key in keys])
+        flows.append(_flows(side, own[pairs // total], own[pairs % total]))
+    counts = np.flatnonzero(np.maximum(*flows) >= least)
     changes = []
-    for (target, source), base, tuned in zip(pairs, *(flow.tolist() for flow in flows), strict=True):
+    for at in counts.tolist():
+        target, source = keys[pairs[at] // total], keys[pairs[at] % total]
+        base, tuned = float(flows[0][at]), float(flows[1][at])
         trusted = _trusted(source) and _trusted(target)
         name = f"{names[source][1]} -> {names[target][1]}"
         key = (names[source][0], names[target][0])
@@ -230,23 +239,15 @@ def _edge_changes(
     return _sorted(changes)
 
 
-def _flows(side: _Side, pairs: list[tuple[Any, Any]]) -> Array:
-    """``[pairs]`` influence that an edge carries, 0 where it is not."""
+def _flows(side: _Side, targets: Array, sources: Array) -> Array:
+    """``[pairs]`` influence that the edges between two nodes carry; 0 where there is no edge or a node is -1."""
     nodes = side.graph.n_nodes
-    asked = np.array(
-        [
-            side.number[target] * nodes + side.number[source]
-            if target in side.number and source in side.number
-            else -1
-            for target, source in pairs
-        ],
-        dtype=np.int64,
-    )
+    asked = np.where((targets >= 0) & (sources >= 0), targets * nodes + sources, -1)
     stored = (
         side.targets * nodes + side.graph.columns.numpy()
-    )  # ascending: rows in order, columns ascending in each
+    )  # ascending: rows in order, and columns within each
     if not len(stored):
-        return np.zeros(len(pairs))
+        return np.zeros(len(asked))
     at = np.minimum(np.searchsorted(stored, asked), len(stored) - 1)
     return np.where(stored[at] == asked, side.flow[at], 0.0)
 
@@ -272,8 +273,8 @@ def _strength(side: _Side, keys: tuple[Any, ...]) -> float:
     """Influence that runs along one path, source first; 0 where a node or an edge is missing."""
     if any(key not in side.number for key in keys):
         return 0.0
-    nodes = [side.number[key] for key in keys]
-    flows = _flows(side, [(target, source) for source, target in pairwise(keys)])
+    nodes = np.array([side.number[key] for key in keys])
+    flows = _flows(side, nodes[1:], nodes[:-1])
     strength = float(side.visited[nodes[-1]])
     for node, flow in zip(nodes[1:], flows.tolist(), strict=True):
         strength *= flow / side.visited[node] if flow > 0 else 0.0

@@ -11,7 +11,16 @@ from fasttc.graph.graph import Graph
 from fasttc.graph.influence import Array
 from fasttc.graph.merged import MergedGraph, merged_graph
 from fasttc.graph.pruned import PrunedGraph
-from fasttc.graph.quotient import Edges, MergeLoss, edges_of, merge_loss
+from fasttc.graph.quotient import (
+    Edges,
+    MergeLoss,
+    edges_kept,
+    edges_of,
+    quotient,
+    quotient_influence,
+    quotient_scores,
+    sign_agreement,
+)
 from fasttc.graph.similarity import APART, check_evidence, distances
 from fasttc.graph.supernodes import Supernodes
 
@@ -40,7 +49,7 @@ class MergeBounds:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {value}")
 
     def met(self, loss: MergeLoss) -> bool:
-        # Not a number where nothing runs between groups: then nothing is left to be read.
+        """Whether a measured loss is within the bounds; not where nothing runs between groups (``nan``)."""
         return (
             loss.completeness_kept >= self.completeness
             and loss.sign_agreement >= self.sign_agreement
@@ -157,9 +166,15 @@ def _fewest(tree: _Tree, pruned: PrunedGraph, edges: Edges, nodes: Array, bounds
     """The cut with the fewest groups that was found within the bounds."""
     scores, group = pruned.scores(), np.full(pruned.graph.n_nodes, -1)
 
-    def within(groups: int) -> bool:
+    def within(groups: int) -> bool:  # ``bounds.met``, cheapest part first
         group[nodes] = tree.cut(groups)
-        return bounds.met(merge_loss(edges, group, pruned.n_nodes, scores))
+        merged = quotient(edges, group)
+        if not edges_kept(merged) >= bounds.edges:
+            return False
+        found = quotient_scores(merged, quotient_influence(merged))
+        if not found.completeness >= bounds.completeness * scores.completeness:
+            return False
+        return sign_agreement(edges, group) >= bounds.sign_agreement
 
     grid = np.unique(np.geomspace(tree.fewest, tree.n, _GRID).round().astype(int)).tolist()
     at = next((i for i, groups in enumerate(grid) if within(groups)), len(grid) - 1)

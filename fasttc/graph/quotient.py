@@ -115,7 +115,7 @@ def quotient(edges: Edges, group: Array) -> Quotient:
     scale /= np.maximum(outside, MASS_FLOOR)
 
     key = group[targets] * groups + group[sources]
-    pairs, pair = np.unique(key, return_inverse=True)
+    pairs, pair = _numbered(key, groups * groups)
 
     def summed(values: Array) -> Array:
         return np.bincount(pair, values, len(pairs))
@@ -171,7 +171,8 @@ def sign_agreement(edges: Edges, group: Array) -> float:
         seen = (group[inside] != group[outside]) & (size[group[inside]] > 1)
         key = group[inside[seen]] * len(group) + outside[seen]
         weights = edges.weights[seen]
-        _, pair, count = np.unique(key, return_inverse=True, return_counts=True)
+        _, pair = _numbered(key, len(size) * len(group))
+        count = np.bincount(pair)
         positive = np.bincount(pair, np.maximum(weights, 0), len(count))
         negative = np.bincount(pair, np.maximum(-weights, 0), len(count))
         shared = count > 1
@@ -196,9 +197,23 @@ def merge_loss(edges: Edges, group: Array, nodes_before: int, pruned: Scores) ->
         replacement_kept=_ratio(scores.replacement, pruned.replacement),
         influence_kept=_ratio(float(np.minimum(entered, arrived).sum()), float(entered.sum())),
         sign_agreement=sign_agreement(edges, group),
-        edges_kept=_ratio(float(np.abs(merged.additive).sum()), between),
+        edges_kept=edges_kept(merged),
         internal=1 - _ratio(between, everything),
     )
+
+
+def edges_kept(merged: Quotient) -> float:
+    """See ``MergeLoss``."""
+    return _ratio(float(np.abs(merged.additive).sum()), float(merged.absolute.sum()))
+
+
+def _numbered(key: Array, size: int) -> tuple[Array, Array]:
+    """``np.unique(key, return_inverse=True)`` for keys below ``size``; without sorting where the keys are dense."""
+    if size > 16 * len(key):
+        return np.unique(key, return_inverse=True)
+    present = np.zeros(size, bool)
+    present[key] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[key]
 
 
 def _ratio(part: float, whole: float) -> float:
