@@ -63,10 +63,3 @@ def nodes_named(graph: Any, ids: list[str], given: Iterable[str], groups: Any, o
             )
         found += here
     return found
-
-
-def cosines(rows: Any, others: Any) -> Any:
-    """Cosine of each row with the other of the same number."""
-    from torch.nn import functional as F
-
-    return F.cosine_similarity(rows.float(), others.float(), dim=1)

@@ -1,12 +1,13 @@
 """``fasttc graph diff``."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, load_transcoders, table, verb
-from fasttc.cli._graphs import cosines, read_whole
+from fasttc.cli._common import Run, table, verb
+from fasttc.cli._graphs import read_whole
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SHOWN = {"nodes": 12, "edges": 12, "paths": 8, "supernodes": 20}
@@ -25,14 +26,9 @@ _SHOWN = {"nodes": 12, "edges": 12, "paths": 8, "supernodes": 20}
 )
 @click.option("--groups", type=_FILE, help="A supernode file, to compare its groups.")
 @click.option(
-    "--base-transcoders", metavar="TCS", help="With --tuned-transcoders: which features may be matched."
-)
-@click.option("--tuned-transcoders", metavar="TCS", help="The adapted set.")
-@click.option(
-    "--min-cosine",
-    default=0.9,
-    show_default=True,
-    help="Least cosine of encoder and of decoder rows at which a feature still counts as the same.",
+    "--carry-over",
+    type=_FILE,
+    help="Table of features that fasttc adapt or evaluate --base wrote: only those it calls kept are matched.",
 )
 @click.option("-k", "count", default=10, show_default=True, help="Strongest paths of each graph to compare.")
 @click.option(
@@ -51,9 +47,7 @@ def command(
     tuned: Path,
     prompts: tuple[tuple[Path, Path], ...],
     groups: Path | None,
-    base_transcoders: str | None,
-    tuned_transcoders: str | None,
-    min_cosine: float,
+    carry_over: Path | None,
     count: int,
     least_change: float,
     joint: Path | None,
@@ -66,11 +60,7 @@ def command(
     """
     from fasttc.graph import Supernodes, diff, feature_changes
 
-    if (base_transcoders is None) != (tuned_transcoders is None):
-        raise ValueError("expected both of --base-transcoders and --tuned-transcoders, or neither")
-    carried = None
-    if base_transcoders is not None and tuned_transcoders is not None:
-        carried = _carried(run, base_transcoders, tuned_transcoders, min_cosine)
+    carried = None if carry_over is None else _kept(carry_over)
     one, two = read_whole(base), read_whole(tuned)
     found = diff(
         one,
@@ -135,17 +125,14 @@ def _tested(one: Any) -> dict[str, Any]:
     return {**row, "p": one.p, "q": one.q, "trusted": "yes" if one.trusted else "no"}
 
 
-def _carried(run: Run, base: str, tuned: str, least: float) -> set[tuple[int, int]]:
-    """Features whose encoder and decoder rows kept their direction."""
-    sets = load_transcoders(run, base), load_transcoders(run, tuned)
-    if sets[0].layers != sets[1].layers:
-        raise ValueError(f"--tuned-transcoders: expected layers {sets[0].layers}, got {sets[1].layers}")
-    carried: set[tuple[int, int]] = set()
-    for layer, before, after in zip(sets[0].layers, *sets, strict=True):
-        if before.W_enc.shape != after.W_enc.shape:
+def _kept(path: Path) -> set[tuple[int, int]]:
+    """Features that a carry-over table calls kept."""
+    if not path.is_file():
+        raise ValueError(f"--carry-over: expected a table of features, there is no file {path}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"layer", "feature", "verdict"} <= set(rows.fieldnames or ()):
             raise ValueError(
-                f"--tuned-transcoders: expected as many features as in {base}, layer {layer} differs"
+                f"--carry-over: expected columns layer, feature and verdict in {path}, got {rows.fieldnames}"
             )
-        same = (cosines(before.W_enc, after.W_enc) >= least) & (cosines(before.W_dec, after.W_dec) >= least)
-        carried |= {(layer, index) for index in same.nonzero().squeeze(1).tolist()}
-    return carried
+        return {(int(row["layer"]), int(row["feature"])) for row in rows if row["verdict"] == "kept"}

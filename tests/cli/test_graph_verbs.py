@@ -52,16 +52,20 @@ def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
 def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
     graph = home / "g.graph"
     pair = ("graph", "diff", graph, graph, "--prompts", graph, graph)
-    sets = ("--base-transcoders", home / "tcs", "--tuned-transcoders", home / "tcs")
-    code, shown, _ = fasttc(*pair, *sets, "--joint", tmp_path / "joint.json", "--json")
+    table = tmp_path / "features.csv"
+    lines = [f"{layer},{index},kept" for layer in range(4) for index in range(64)]
+    table.write_text("\n".join(["layer,feature,verdict", *lines]))
+    code, shown, _ = fasttc(*pair, "--carry-over", table, "--joint", tmp_path / "joint.json", "--json")
     assert code == 0
     result = json.loads(shown)
     assert {change["status"] for change in result["nodes"]} == {"kept"}
     assert all(change["trusted"] for change in result["nodes"])
     assert {one["p"] for one in result["features"]} == {1.0}
     assert {node["owner"] for node in json.loads((tmp_path / "joint.json").read_text())["nodes"]} == {"both"}
-    code, text, _ = fasttc(*pair)
+    table.write_text(table.read_text().replace("kept", "changed"))
+    code, text, _ = fasttc(*pair, "--carry-over", table)
     assert "features over 2 prompts" in text
+    assert "lost (not trusted)" in text
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,11 @@ def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
         (("merge", "{home}/g.graph", "--from", "{home}/text.jsonl"), "expected a JSON file"),
         (("paths", "{home}/g.graph", "--through", "x"), "--through: expected a node id, LAYER/FEATURE or"),
         (("paths", "{home}/g.graph", "-k", "0"), "k: expected at least 1, got 0"),
-        (("diff", "{home}/g.graph", "{home}/g.graph", "--base-transcoders", "x"), "expected both of"),
+        (("diff", "{home}/g.graph", "{home}/g.graph", "--carry-over", "x"), "there is no file x"),
+        (
+            ("diff", "{home}/g.graph", "{home}/g.graph", "--carry-over", "{home}/text.jsonl"),
+            "expected columns layer",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(fasttc, home: Path, arguments, message) -> None:
