@@ -121,10 +121,14 @@ def check_same(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
 def model_fingerprint(model: nn.Module) -> str:
     """A quick check value of a model's weights: a float64 sum over a few hundred of every parameter, as hex.
 
-    For recognising the same model again, not against tampering. Of buffers nothing is used.
+    For recognising the same model again, not against tampering. Of buffers nothing is used, and of weights that
+    accelerate keeps elsewhere (on the meta device) only how many there are.
     """
     total = 0.0
     for i, parameter in enumerate(model.parameters()):
+        if parameter.is_meta:
+            total += parameter.numel() * (i + 1)
+            continue
         flat = parameter.detach().flatten()
         stride = max(1, flat.numel() // 256)
         sampled = flat[::stride].double().cpu()

@@ -172,7 +172,7 @@ def test_a_run_with_refits_resumes_to_the_same_bits(pair, data, tmp_path, interr
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refit": "always"}, "refit: expected one of first, last, both, only or None, got 'always'"),
+        ({"refit": "always"}, "refit: expected one of auto, first, last, both, only or None, got 'always'"),
         (
             {"refit": "last", "refit_tokens": 10},
             "refit_tokens: expected refit='first' or 'both' with it, got 'last'",
