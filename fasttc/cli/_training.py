@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, plot_option, table
+from fasttc.cli._common import plot_option, table
 
 NAMES = ("tokens", "lr", "warmup", "decay", "clip", "checkpoint_every", "resume")
 DECAYS = click.Choice(["cosine", "linear", "constant"])
@@ -29,14 +29,14 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--resume", is_flag=True, help="Continue the checkpoint in OUT.run, bit for bit.")
     @plot_option("Training curves")
     @functools.wraps(function)
-    def call(run: Run, plot: Path | None, out: Path, **options: Any) -> None:
+    def call(plot: Path | None, out: Path, **options: Any) -> None:
         training = {name: options.pop(name) for name in NAMES}
-        function(run, out=out, training=training, **options)
+        function(out=out, training=training, **options)
         if plot is not None:
             from fasttc.report.plots import training_curves
 
             training_curves(out.with_name(f"{out.name}.run") / "metrics.jsonl", plot)
-            run.say(f"wrote {plot}")
+            click.echo(f"wrote {plot}", err=True)
 
     return call
 

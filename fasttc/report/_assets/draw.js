@@ -10,7 +10,7 @@ fasttc.draw = (() => {
   const symbols = { feature: d3.symbolCircle, error: d3.symbolDiamond2 };
   let app = null, transform = d3.zoomIdentity, geometry = null, queued = false, labelScale = 1;
 
-  const size = () => ({ width: stage.clientWidth, height: stage.clientHeight });
+  const size = () => ({ width: stage.clientWidth, height: stage.clientHeight, legend: document.getElementById("legend").offsetHeight });
 
   /** SVG path of a rectangle around (0, 0) with round corners. */
   function box(width, height, corner) {

@@ -5,9 +5,9 @@ fasttc.layout = (() => {
   const SMALLEST = 15, WIDEST = 150; // pixels between neighbours of a cell
   const FONT = "12px Inter, system-ui, sans-serif";
   const NOTE = { plain: 40, diff: 82 }; // pixels for the probability in an output's chip
-  const MARGIN = { left: 44, right: 60, top: 14, bottom: 34 };
+  const MARGIN = { left: 44, right: 60, top: 14, bottom: 14 };
 
-  const units = (node) => (node.kind === "group" ? 3 : 1);
+  const units = (node) => (node.kind === "group" ? 4 : 1);
   const chipWidth = (node, most) => Math.min(fasttc.base.width(node.name, FONT) + 16, most);
 
   /** Nodes of each cell, in the order of their table, so that a node keeps its place from view to view. */
@@ -126,7 +126,7 @@ fasttc.layout = (() => {
   function placeRows(nodes, lines, logitLines, stage, geometry) {
     const EMPTY = 0.3, PAD = 0.45; // of a line
     const height = lines.map((count) => (count ? count + PAD : EMPTY));
-    const fixed = MARGIN.top + MARGIN.bottom + 30 * logitLines + 40;
+    const fixed = MARGIN.top + MARGIN.bottom + stage.legend + 30 * logitLines + 40;
     const line = Math.min(Math.max((stage.height - fixed) / Math.max(d3.sum(height), 1), 14), 220);
     const rows = [];
     let y = MARGIN.top;
@@ -148,7 +148,7 @@ fasttc.layout = (() => {
       node.homeY = node.y;
       if (moved) [node.x, node.y] = [node.x + moved[0], node.y + moved[1]];
     }
-    const extent = { x0: 0, y0: 0, x1: geometry.right + MARGIN.right, y1: y + 32 + MARGIN.bottom };
+    const extent = { x0: 0, y0: 0, x1: geometry.right + MARGIN.right, y1: y + 32 + MARGIN.bottom + stage.legend };
     return { ...geometry, rows, extent, line };
   }
 

@@ -59,8 +59,8 @@ fasttc.app = (() => {
     app.scene = fasttc.scene.build(app);
     for (const key of app.selection) if (!app.scene.byKey.has(key)) app.selection.delete(key);
     app.path = null;
+    fasttc.controls.update(); // the legend first: the drawing stands above it
     fasttc.draw.update(app);
-    fasttc.controls.update();
     if (app.found) fasttc.controls.search();
     fasttc.panel.update(app);
   }
