@@ -20,6 +20,7 @@ SUITES = {  # name -> what it does
     "prediction": "PAT of Gemma-2-2b on one H200, on paper",
     "throughput": "PAT without the model's forward, against a plain PyTorch loop",
     "sweeps": "around the ledger: width, distance of the fine-tuning, sparse autoencoders",
+    "interventions": "influence in a graph against measured effects of ablation",
     "matched": "tokens from scratch that equal an adaptation, from a walkthrough",
     "report": "write tables and charts from the committed results",
 }
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="\n".join(f"{name:12s} {text}" for name, text in SUITES.items()),
+        epilog="\n".join(f"{name:13s} {text}" for name, text in SUITES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suite", choices=SUITES)

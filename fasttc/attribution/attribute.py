@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 import fasttc
 from fasttc.attribution.collect import collect_rows
-from fasttc.attribution.linearize import linearize
+from fasttc.attribution.owners import Owners
 from fasttc.attribution.plan import make_budget
 from fasttc.attribution.prompt import Prompt, token_ids, token_names
 from fasttc.attribution.rows import Kept, Rows, merge_rows
-from fasttc.attribution.sources import Sources, find_sources
+from fasttc.attribution.sources import Sources
 from fasttc.attribution.targets import Resolver, Root, Target
 from fasttc.attribution.team import ALONE, Team, the_team
 from fasttc.attribution.trace import Progress, Sweep
 from fasttc.graph import Graph
-from fasttc.models import check_match
-from fasttc.models.linear import LayerWeights, Unembedding, freeze, layer_weights, unembedding
-from fasttc.nn import TranscoderSet
+from fasttc.models.linear import LayerWeights, Unembedding, layer_weights, unembedding
+from fasttc.nn import AdapterSet, TranscoderSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,8 @@ class _Options:
     progress: bool = False
     prepend_bos: bool = True
     distributed: bool = True
+    adapters: AdapterSet | None = None
+    base: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.edge_share <= 1:
@@ -62,7 +63,7 @@ class _Options:
 
 def attribute(
     model: nn.Module,
-    tcs: TranscoderSet,
+    tcs: TranscoderSet | None,
     prompt: Prompt,
     *,
     tokenizer: Any = None,
@@ -78,6 +79,8 @@ def attribute(
     progress: bool = False,
     prepend_bos: bool = True,
     distributed: bool = True,
+    adapters: AdapterSet | None = None,
+    base: nn.Module | None = None,
 ) -> Graph:
     """The attribution graph of one prompt.
 
@@ -87,7 +90,7 @@ def attribute(
 
     Args:
         model: a transformers causal language model of a supported family, also PEFT-wrapped. Not changed.
-        tcs: one transcoder per layer.
+        tcs: one transcoder per layer; None with adapters and their base alone.
         prompt: text, or token ids (a list of int or a tensor ``[T]``), which are used as given.
         tokenizer: needed for text; names the tokens of the graph.
         targets: what the graph explains: token ids, texts of single tokens, ``Logit``, ``LogitDifference``,
@@ -112,6 +115,11 @@ def attribute(
         distributed: inside an initialised ``torch.distributed`` group (any back end), all processes call this with
             the same arguments; they share the targets, and each gets the whole graph, the same as that of a single
             process. False: this process works alone.
+        adapters: their features become nodes, too (``Graph.from_adapter``), with indices after those of the layer's
+            transcoder. With ``tcs``, errors are what both leave over together. Without, the dense MLPs of ``base`` are
+            linear paths by the rules of RelP (arXiv 2602.20904), and there are no errors: replacement and
+            completeness are then 1 by construction and say nothing.
+        base: the model is run as ``models.hybrid(model, base, adapters)``. None: as it is.
 
     Returns:
         Graph on the CPU: the features from which a path of edges can lead to a target, all errors and tokens.
@@ -138,13 +146,15 @@ def attribute(
         progress=progress,
         prepend_bos=prepend_bos,
         distributed=distributed,
+        adapters=adapters,
+        base=base,
     )
     (graph,) = _graphs(model, tcs, [prompt], options)
     return graph
 
 
 def attribute_many(
-    model: nn.Module, tcs: TranscoderSet, prompts: Iterable[Prompt], **options: Any
+    model: nn.Module, tcs: TranscoderSet | None, prompts: Iterable[Prompt], **options: Any
 ) -> Iterator[Graph]:
     """Graphs of several prompts, one after another as they are asked for; what no prompt changes is done once.
 
@@ -161,9 +171,10 @@ def attribute_many(
 
 
 def _graphs(
-    model: nn.Module, tcs: TranscoderSet, prompts: Iterable[Prompt], options: _Options
+    model: nn.Module, tcs: TranscoderSet | None, prompts: Iterable[Prompt], options: _Options
 ) -> Iterator[Graph]:
-    check_match(model, tcs)
+    owners = Owners(tcs, options.adapters, options.base)
+    owners.check(model)
     if options.dtype is None:
         double = next(model.parameters()).dtype == torch.float64
         options = replace(options, dtype=torch.float64 if double else torch.float32)
@@ -174,12 +185,12 @@ def _graphs(
     last = unembedding(model)
     with the_team() if options.distributed else nullcontext(ALONE) as team:
         for prompt in prompts:
-            yield _one_graph(model, tcs, prompt, options, weights, last, team)
+            yield _one_graph(model, owners, prompt, options, weights, last, team)
 
 
 def _one_graph(
     model: nn.Module,
-    tcs: TranscoderSet,
+    owners: Owners,
     prompt: Prompt,
     options: _Options,
     weights: tuple[LayerWeights, ...],
@@ -188,8 +199,7 @@ def _one_graph(
 ) -> Graph:
     assert options.dtype is not None, "set by the caller"
     ids = token_ids(prompt, options.tokenizer, prepend_bos=options.prepend_bos)
-    frozen = freeze(model, ids, tcs.sites, dtype=options.dtype, weights=weights)
-    sources, linear = find_sources(frozen, tcs), linearize(frozen, tcs)
+    frozen, sources, linear = owners.read(model, ids, options.dtype, weights)
     resolver = Resolver(linear, sources, frozen.final, last, options.tokenizer)
     roots = resolver.roots(options.targets, options.max_logits, options.logit_prob)
     budget = make_budget(options.memory_budget, frozen.embedding.device)
@@ -210,7 +220,7 @@ def _one_graph(
             progress=progress,
         )
     rows = merge_rows(team, writer.finish(_row_numbers(kept, len(roots))), kept.count + len(roots))
-    metadata = _metadata(model, tcs, sources, roots, options)
+    metadata = _metadata(model, owners, sources, roots, options)
     return _graph(prompt, ids, sources, roots, kept, rows, options, metadata)
 
 
@@ -272,17 +282,17 @@ def _graph(
 
 
 def _metadata(
-    model: nn.Module, tcs: TranscoderSet, sources: Sources, roots: list[Root], options: _Options
+    model: nn.Module, owners: Owners, sources: Sources, roots: list[Root], options: _Options
 ) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     return {
         "fasttc": fasttc.__version__,
         "torch": torch.__version__,
         "model": getattr(config, "name_or_path", ""),
-        "transcoders": tcs.metadata,
+        **owners.metadata(),
         "precision": {
             "model": _dtype_name(next(model.parameters()).dtype),
-            "transcoders": _dtype_name(tcs[0].W_dec.dtype),
+            "transcoders": _dtype_name(owners.dtype),
             "attention_weights": _dtype_name(options.weight_dtype),
             "arithmetic": _dtype_name(options.dtype),
             "device": sources.embedding.device.type,

@@ -19,7 +19,7 @@ class Contraction:
         layer: the sources.
         by_op: contracts all positions at once by ``fasttc.ops.edges`` (the way for a GPU); otherwise by one matrix
             product per position.
-        copy: for products per position: gathers the active decoder rows, times their activations, once. Otherwise
+        copy: for products per position: gathers the active decoder rows, times their weights, once. Otherwise
             they are gathered each time, which needs no memory.
     """
 
@@ -67,9 +67,9 @@ class Contraction:
         out[:] = ops.edges(
             gradient.transpose(0, 1),
             layer.W_dec,
-            layer.features[start:stop],
+            layer.rows[start:stop],
             layer.positions[start:stop],
-            layer.activations[start:stop],
+            layer.weights[start:stop],
             target_positions=positions.tensor,
         )
 

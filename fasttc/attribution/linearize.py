@@ -7,12 +7,16 @@ every product is one large matrix product. docs/design/0005-linear-operator.md d
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fasttc.models.linear import FrozenLayer, FrozenModel, FrozenNorm
 from fasttc.nn import Site, Transcoder, TranscoderSet
+
+if TYPE_CHECKING:
+    from fasttc.attribution.beside import MlpPath
 
 _CAUSAL_BLOCK = 256  # patterns are lower triangular: products go block by block and skip the empty half
 
@@ -55,7 +59,7 @@ class LinearLayer:
         parallel: the MLP reads the layer's input instead of the residual after the attention.
         read: norm between the residual and the transcoder's input x, or None where x is the residual itself.
         write: norm between the transcoder's output y and the residual, or None.
-        skip: of the transcoder, or None.
+        skip: of the transcoder, or None; with adapters alone the path through the dense MLP.
     """
 
     output: Tensor
@@ -64,7 +68,7 @@ class LinearLayer:
     parallel: bool
     read: FrozenNorm | None
     write: FrozenNorm | None
-    skip: Skip | None
+    skip: "Skip | MlpPath | None"
 
     @property
     def n_heads(self) -> int:

@@ -41,7 +41,7 @@ class Pullback:
         """Goes from the residual after ``layer`` to the one before it."""
         if self._factors is not None and self._factors_are_cheaper(layer):
             before = self._factors
-            if layer.skip is not None:
+            if isinstance(layer.skip, Skip):
                 self._add(*_skip_factors(layer.skip, *before))
             self._add(*_attention_factors(layer, *(before if layer.parallel else self._factors)))
         else:
@@ -50,6 +50,8 @@ class Pullback:
 
     def _factors_are_cheaper(self, layer: LinearLayer) -> bool:
         assert self._factors is not None, "checked by the caller"
+        if not isinstance(layer.skip, Skip | None):
+            return False  # a dense MLP is another matrix at each position: coefficients could not be shared
         length, n, width = self.gradient.shape
         heads, head_dim = layer.n_heads, layer.head_dim
         groups, rank = self._factors[0].shape[:2]

@@ -22,6 +22,8 @@ class LayerSources:
         errors: ``[T, D]``: MLP output minus reconstruction, zero at the zeroed positions.
         zeroed: how many leading positions are zeroed.
         W_enc, W_dec: of the transcoder, in place.
+        rows: ``[n]`` int64: where in ``W_enc`` and ``W_dec`` each feature has its rows; by default at its index.
+        weights: ``[n]``: what its decoder row is multiplied by; by default its activation.
     """
 
     features: Tensor
@@ -32,11 +34,22 @@ class LayerSources:
     zeroed: int
     W_enc: Tensor
     W_dec: Tensor
+    rows: Tensor
+    weights: Tensor
+
+    @property
+    def n_features(self) -> int:
+        """F, active or not."""
+        return self.W_enc.shape[0]
+
+    def encoder_row(self, index: int) -> Tensor:
+        """``[D]`` of any feature, active or not."""
+        return self.W_enc[index]
 
     def decoder_rows(self, start: int, stop: int) -> Tensor:
-        """``[stop - start, D]``: what the features ``start`` to ``stop`` write: decoder rows times activations."""
-        rows = self.W_dec[self.features[start:stop]].to(self.activations.dtype)
-        return rows.mul_(self.activations[start:stop, None])
+        """``[stop - start, D]``: what the features ``start`` to ``stop`` write: decoder rows times weights."""
+        rows = self.W_dec[self.rows[start:stop]].to(self.weights.dtype)
+        return rows.mul_(self.weights[start:stop, None])
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,14 @@ def find_sources(frozen: FrozenModel, tcs: TranscoderSet) -> Sources:
     layers, feature_ptr = [], [0]
     for number, (transcoder, site) in enumerate(zip(tcs, tcs.sites, strict=True)):
         x, y = frozen.x[number], frozen.y[number]
-        _check_finite(x, f"MLP input of layer {number}")
-        _check_finite(y, f"MLP output of layer {number}")
-        acts, reconstruction = _run(transcoder, x)
+        check_finite(x, f"MLP input of layer {number}")
+        check_finite(y, f"MLP output of layer {number}")
+        acts, reconstruction = encoded(transcoder, x)
         errors = y - reconstruction.to(y.dtype)
         position, feature, value = acts.active()
-        _check_finite(value, f"feature activations of layer {number}")
+        check_finite(value, f"feature activations of layer {number}")
         errors[: site.zero_positions] = 0
-        _check_finite(errors, f"reconstruction errors of layer {number}")
+        check_finite(errors, f"reconstruction errors of layer {number}")
         kept = position >= site.zero_positions
         position, feature, value = position[kept], feature[kept], value[kept].to(y.dtype)
         before = torch.searchsorted(position, torch.arange(len(x) + 1, device=position.device))
@@ -114,6 +127,8 @@ def find_sources(frozen: FrozenModel, tcs: TranscoderSet) -> Sources:
                 zeroed=min(site.zero_positions, len(x)),
                 W_enc=transcoder.W_enc.detach(),
                 W_dec=transcoder.W_dec.detach(),
+                rows=feature,
+                weights=value,
             )
         )
         feature_ptr.append(feature_ptr[-1] + len(feature))
@@ -121,7 +136,7 @@ def find_sources(frozen: FrozenModel, tcs: TranscoderSet) -> Sources:
 
 
 @torch.no_grad()
-def _run(transcoder: Transcoder, x: Tensor) -> tuple[SparseActs, Tensor]:
+def encoded(transcoder: Transcoder, x: Tensor) -> tuple[SparseActs, Tensor]:
     """Activations and reconstruction in evaluation mode (BatchTopK then has a threshold of its own)."""
     training = transcoder.training
     transcoder.eval()
@@ -132,6 +147,7 @@ def _run(transcoder: Transcoder, x: Tensor) -> tuple[SparseActs, Tensor]:
         transcoder.train(training)
 
 
-def _check_finite(tensor: Tensor, name: str) -> None:
+def check_finite(tensor: Tensor, name: str) -> None:
+    """ValueError with the name where a number is NaN or infinite."""
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")

@@ -190,10 +190,10 @@ class Resolver:
     def _feature(self, target: Feature, number: int) -> Root:
         number_of_layer = _below("Feature.layer", target.layer, self.sources.n_layers)
         layer, linear = self.sources.layers[number_of_layer], self.model.layers[number_of_layer]
-        index = _below("Feature.index", target.index, layer.W_enc.shape[0])
+        index = _below("Feature.index", target.index, layer.n_features)
         position = self._position(target.position)
         here = torch.tensor([position], device=self.final.device)
-        vector = linear.read_vjp(layer.W_enc[index].to(self.final.dtype)[None], here)[0]
+        vector = linear.read_vjp(layer.encoder_row(index).to(self.final.dtype)[None], here)[0]
         point = Point(number_of_layer, attention_first=not linear.parallel)
         label = f"feature {number_of_layer}/{position}/{index}"
         return Root(point, position, vector, self._vocabulary + number, target.weight, label)

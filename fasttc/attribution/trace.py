@@ -85,7 +85,7 @@ def _layer_targets(model: LinearModel, sources: Sources, number: int, local: Ten
 
     def vectors(start: int, stop: int) -> Tensor:
         part = local[start:stop]
-        encoders = layer.W_enc[layer.features[part]].to(sources.embedding.dtype)
+        encoders = layer.W_enc[layer.rows[part]].to(sources.embedding.dtype)
         return linear.read_vjp(encoders, layer.positions[part])
 
     return Targets(

@@ -192,6 +192,14 @@ class Graph:
         return torch.cat([self.features[:, 1], positions.repeat(self.n_layers), positions, logits])
 
     @cached_property
+    def from_adapter(self) -> Tensor:
+        """``[n]`` bool: features of adapters. Their index follows those of the layer's transcoder (``metadata``)."""
+        first = self.metadata.get("adapters_from")
+        if first is None:
+            return torch.zeros(self.n_features, dtype=torch.bool)
+        return self.features[:, 2] >= torch.tensor(first)[self.features[:, 0]]
+
+    @cached_property
     def row_blocks(self) -> list[tuple[int, int]]:
         """Ranges ``(first, last)`` of the rows that have inputs, from the logits down to the lowest layer.
 
