@@ -1,6 +1,6 @@
 """Does a graph predict what ablating a feature does? Influence against measured effects on a real model.
 
-    python -m benchmarks interventions --data ../shared/data        about three minutes on one core
+    python -m benchmarks interventions --data ../shared/data        about two minutes on two cores
 
 Trains transcoders for every MLP of stories260K on the model's own samples, traces 20 prompts cut from other samples,
 and ablates 20 features of each in the live model: nothing frozen, the rest of the model reacts. A feature's effect is
@@ -60,7 +60,7 @@ def measure_prompt(model: Any, tcs: Any, graph: fasttc.Graph, nodes: Tensor) -> 
                 "position": position,
                 "feature": index,
                 "activation": activation,
-                "written": activation * float(tcs[layer].W_dec[index].norm()),
+                "written": activation * float(tcs[layer].W_dec[index].detach().norm()),
                 "influence": float(influence[node]),
                 "kl": effect.kl(),
             }
@@ -96,8 +96,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--features", type=int, default=20, help="ablated in each prompt")
     parser.add_argument("--width", type=int, default=1024, help="F of each transcoder")
     parser.add_argument("-k", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=600, help="of the model, to train on")
-    parser.add_argument("--tokens", type=int, default=500_000, help="of training, repeats counted")
+    parser.add_argument("--samples", type=int, default=400, help="of the model, to train on")
+    parser.add_argument("--tokens", type=int, default=400_000, help="of training, repeats counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>/interventions.json")
     options = parser.parse_args(arguments)

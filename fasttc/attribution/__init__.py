@@ -8,6 +8,8 @@ from fasttc.attribution.attribute import attribute_many as attribute_many
 from fasttc.attribution.effect import Effect as Effect
 from fasttc.attribution.effect import FeatureChange as FeatureChange
 from fasttc.attribution.effect import TokenChange as TokenChange
+from fasttc.attribution.heads import HeadSplit as HeadSplit
+from fasttc.attribution.heads import split_by_head as split_by_head
 from fasttc.attribution.intervene import intervene as intervene
 from fasttc.attribution.intervene import intervened as intervened
 from fasttc.attribution.intervention import Intervention as Intervention
@@ -23,6 +25,7 @@ __all__ = [
     "Effect",
     "Feature",
     "FeatureChange",
+    "HeadSplit",
     "Intervention",
     "Logit",
     "LogitDifference",
@@ -33,4 +36,5 @@ __all__ = [
     "intervened",
     "negated",
     "random_control",
+    "split_by_head",
 ]
