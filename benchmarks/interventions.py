@@ -85,6 +85,16 @@ def correlations(prompts: list[list[dict[str, Any]]]) -> dict[str, dict[str, flo
     }
 
 
+def summary(measured: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Correlations of both choices, and of random features that can matter at all.
+
+    A feature of the last layer before the last position reaches no logit: influence and effect are exactly zero, which
+    any graph predicts.
+    """
+    reaching = [[row for row in rows if row["influence"] > 0] for rows in measured["random"]]
+    return {how: correlations(prompts) for how, prompts in (measured | {"reaching": reaching}).items()}
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks interventions",
@@ -125,7 +135,7 @@ def main(arguments: list[str]) -> int:
         for how, prompts in measured.items():
             nodes = draw_features(graph, options.features, how, generator)
             prompts.append(measure_prompt(model, tcs, graph, nodes))
-    found = {how: correlations(prompts) for how, prompts in measured.items()}
+    found = summary(measured)
     mean_scores = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
     _say(options, trained.fvu, mean_scores, found)
     environment = record.environment("cpu", options.seed)
