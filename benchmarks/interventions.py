@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=400, help="of the model, to train on")
     parser.add_argument("--tokens", type=int, default=400_000, help="of training, repeats counted")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>/interventions.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/cpu/interventions.json")
     options = parser.parse_args(arguments)
     folder = options.data / "models/stories260K"
     if not folder.is_dir():
@@ -139,10 +139,7 @@ def main(arguments: list[str]) -> int:
     mean_scores = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
     _say(options, trained.fvu, mean_scores, found)
     environment = record.environment("cpu", options.seed)
-    out = (
-        options.out
-        or record.ROOT / "results" / record.device_folder(environment["device"]) / "interventions.json"
-    )
+    out = options.out or record.ROOT / "results/cpu/interventions.json"
     head = {
         "kind": "interventions",
         "environment": environment,
