@@ -13,6 +13,7 @@ VERBS = {  # verb -> (module, one line for the overview)
     "train": ("train", "Train transcoders for every MLP of a model, from scratch."),
     "finetune": ("finetune", "FTFA: fine-tune the feed-forward layers only."),
     "adapt": ("adapt", "PAT: adapt existing transcoders to a fine-tuned model."),
+    "adapter": ("adapter", "Adapters: what fine-tuning changed, as features beside the base's MLPs."),
     "evaluate": ("evaluate", "FVU, L0, KL, top-1 error and cross-entropy of transcoders on held-out text."),
     "sample": ("sample", "Text from a model."),
     "attribute": ("attribute", "Attribution graph of a prompt."),

@@ -3,6 +3,10 @@
 And how good a model is at a task, as it is or with its MLPs replaced.
 """
 
+from fasttc.evaluation.adapter import AdapterEvaluation as AdapterEvaluation
+from fasttc.evaluation.adapter import Recovery as Recovery
+from fasttc.evaluation.adapter import evaluate_adapters as evaluate_adapters
+from fasttc.evaluation.adapter import recovery as recovery
 from fasttc.evaluation.carry_over import LayerCarryOver as LayerCarryOver
 from fasttc.evaluation.carry_over import carry_over as carry_over
 from fasttc.evaluation.evaluator import evaluate as evaluate
@@ -15,14 +19,18 @@ from fasttc.evaluation.tasks import evaluate_task as evaluate_task
 from fasttc.evaluation.tasks import read_questions as read_questions
 
 __all__ = [
+    "AdapterEvaluation",
     "FeatureReport",
     "LayerCarryOver",
     "LayerReport",
     "Question",
+    "Recovery",
     "Report",
     "TaskReport",
     "carry_over",
     "evaluate",
+    "evaluate_adapters",
     "evaluate_task",
     "read_questions",
+    "recovery",
 ]

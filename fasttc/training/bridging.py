@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,8 +226,8 @@ class AdapterTask:
 
     def _cutoffs(self, step: int) -> list[int]:
         """Layers at which this step switches, of 0 to L, without repetition."""
-        generator = torch.Generator().manual_seed((self._seed << 32) + step)
-        order = torch.randperm(self._models.n_layers + 1, generator=generator).tolist()
+        rng = np.random.default_rng([self._seed % 2**63, step])
+        order = rng.permutation(self._models.n_layers + 1).tolist()
         return order[: self._objective.cutoffs] if self._objective.bridge else []
 
     def _contribution(self, i: int, x: Tensor, *, record: bool = False) -> Tensor:
