@@ -28,6 +28,11 @@ class MlpPath:
     read: FrozenNorm
     write: FrozenNorm | None
 
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return self.mlp.down.shape[1]
+
     def vjp(self, gradient: Tensor) -> Tensor:
         """What comes back to the residual from ``gradient [P, n, D]``, same shape."""
         if self.write is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fasttc.attribution.beside import MlpPath
 from fasttc.attribution.linearize import LinearModel
 from fasttc.attribution.sources import Sources
 
@@ -72,11 +73,13 @@ def bytes_per_target(model: LinearModel, sources: Sources, depth: int, length: i
     width, head_dim = sources.embedding.shape[1], layer.head_dim
     rank = max(1 + layer.n_heads, length)  # factors: old and new ones side by side, and their coefficients
     gradient = length * width * (2 if any(one.skip is not None or one.write for one in model.layers) else 1)
+    hidden = max((one.skip.hidden for one in model.layers if isinstance(one.skip, MlpPath)), default=0)
     attention = length * head_dim * (1 + layer.n_kv_heads)
     factors = 2 * rank * (width + length)
     # The row itself, and the features of one layer once more before they are copied into it.
     row = 2 * sources.width(depth, length)
-    return (gradient + attention + factors + row) * sources.embedding.element_size()
+    dense_mlp = 2 * length * (hidden + width) if hidden else 0
+    return (gradient + attention + factors + row + dense_mlp) * sources.embedding.element_size()
 
 
 def cohorts(
