@@ -76,7 +76,9 @@ def test_ours_and_dense_pass_the_gate(op, dtype):
     spec, problem = REGISTRY[op], replace(TINY, dtype=dtype)
     ours = [name for name in spec.competitors if name.startswith("fasttc")]
     verdicts = measure.gate(spec, problem, "cpu", 0, [*ours, "dense"])
-    assert set(verdicts.values()) == {"passed"}, verdicts
+    assert verdicts["fasttc"] == verdicts["dense"] == "passed"
+    without_kernels = "missing: kernels need a GPU or TRITON_INTERPRET=1"
+    assert set(verdicts.values()) <= {"passed", without_kernels}, verdicts
 
 
 def _spoiled(spec, spoil):
