@@ -7,19 +7,18 @@ adapting (:meth:`Bench.search`). Every budget of every mode is a run of its own,
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fasttc.evaluation import evaluate
-from fasttc.nn import TranscoderSet
-from fasttc.training import TokenData, adapt, train
+from fasttc.nn import Transcoder, TranscoderSet
+from fasttc.training import AdaptOptions, ScratchOptions, TokenData, adapt, train
 from fasttc.training.activations import RememberedSource
+from fasttc.training.memory import estimate
 from fasttc.training.quality import LayerQuality, mean_fvu, measure
 from fasttc.training.scratch import INITIAL_TOKENS, default_lr
 
 from .adaptation_costs import Shape, training_flops
 from .adaptation_world import ROWS
-from .cpu import resident
 
 ADAPTING = ("closed form", "PAT", "closed form + PAT")
 MODES = ("unadapted", *ADAPTING, "scratch")
@@ -95,12 +94,9 @@ class Bench:
         if mode == "unadapted":
             assert base is not None, "an adaptation has a base"
             return self._measured(base)
-        _reset_peak()
-        before, kept = resident("VmRSS"), self.source.nbytes
         waited, started = self.source.seconds, time.process_time()
         tcs, report = self.fit(mode, tokens, seed, config, base)
         seconds = time.process_time() - started - (self.source.seconds - waited)
-        peak = resident("VmHWM") - before - (self.source.nbytes - kept)
         seen = report.tokens + (INITIAL_TOKENS if mode == "scratch" else 0)
         return {
             "tokens": seen,
@@ -111,9 +107,18 @@ class Bench:
             "flops": training_flops(
                 self.shape, seen, report.config.get("update_tokens"), config.get("refit")
             ),
-            "peak_bytes": peak,
+            "peak_bytes": self.memory(mode, tokens, config),
             **self._measured(tcs),
         }
+
+    def memory(self, mode: str, tokens: int, config: Config) -> int:
+        """Bytes at a training's peak beside model and base: the estimate that ``fasttc bench memory`` checks."""
+        given = {"tokens": tokens, "batch_size": ROWS, "validation_tokens": VALIDATION_TOKENS}
+        given |= {name: value for name, value in config.items() if name != "lr"}
+        options = ScratchOptions(**given) if mode == "scratch" else AdaptOptions(**given)
+        make = {"n_features": self._sizes["n_features"], "k": self._sizes["k"], "device": "meta"}
+        tcs = [Transcoder(self.shape.d_in, **make) for _ in range(self.shape.layers)]
+        return estimate(self.model, tcs, options, self.data.context).total
 
     def fvu(self, tcs: TranscoderSet) -> float:
         """Mean over layers, on test documents."""
@@ -168,8 +173,3 @@ def _climb(start: Config, name: str, fvu: Callable[[Config], float]) -> Config:
         if best is not start:
             break
     return best
-
-
-def _reset_peak() -> None:
-    """Sets VmHWM back to what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
