@@ -33,7 +33,7 @@ _FRAMES = "cancelAnimationFrame(window.ticking_); return window.frames_"
 
 
 def random_graph(
-    nodes: int = 500, layers: int = 18, tokens: int = 14, inputs: int = 40, seed: int = 0
+    nodes: int = 530, layers: int = 18, tokens: int = 14, inputs: int = 40, seed: int = 0
 ) -> Graph:
     """A graph in which every one of about ``nodes`` nodes has influence: heavy-tailed signed edges, dense as real ones.
 

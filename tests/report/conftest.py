@@ -37,7 +37,7 @@ def tuned(small: Graph) -> Graph:
     generator = torch.Generator().manual_seed(1)
     scale = torch.exp(0.8 * torch.randn(small.n_edges, generator=generator))
     changed = replace(small, values=small.values * scale, metadata={"model": "tuned"})
-    return changed.prune(0.97, 1.0).subgraph()
+    return changed.prune(0.8, 1.0).subgraph()
 
 
 @pytest.fixture(scope="session")
