@@ -24,16 +24,6 @@ def unreadable(*tensors: Tensor | None) -> Tensor | None:
     return next((t for t in tensors if t is not None and t.dtype not in HALF_AND_SINGLE), None)
 
 
-def check_dtypes(**tensors: Tensor | None) -> None:
-    """TypeError unless every tensor is in a dtype that the kernels compute with."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in HALF_AND_SINGLE:
-            raise TypeError(
-                f"{name}: expected float32, bfloat16 or float16 with impl='triton', got {tensor.dtype}; "
-                "use impl='torch' or 'reference' for float64"
-            )
-
-
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor with unit stride along its rows, which is what the kernels read."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
