@@ -23,17 +23,19 @@ step train "$model" --data "$out/samples.jsonl" "${shape[@]}" --tokens 650000 --
 # 2. FTFA: one pass over the medical text, feed-forward layers only.
 step finetune "$model" "${medical[@]}" --tokens 1000000 --lr 1e-3 --out "$out/ft"
 
-# 3. The base's transcoders on the fine-tuned model: unadapted, then PAT.
+# 3. The base's transcoders on the fine-tuned model: unadapted, then PAT. Rates and updates here and in 4. are those that
+#    the search of `fasttc bench adaptation` chose for this case (a severe fine-tuning on text the base never saw).
 step evaluate "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}"
-for tokens in 40000 160000; do
-  step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --tokens $tokens --out "$out/tcs_pat_$tokens"
+for tokens in 20000 40000 160000; do
+  step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --lr 0.005 --update-tokens 64 \
+    --tokens $tokens --out "$out/tcs_pat_$tokens"
 done
 step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_base" "${medical[@]}"
 
-# 4. From scratch on the fine-tuned model, every budget its own run with its own schedule; the same small updates and
-#    the same closed-form decoder at the end as PAT has by default.
-for tokens in 40000 80000 160000 320000 640000; do
-  step train "$out/ft" "${medical[@]}" "${shape[@]}" --update-tokens 256 --refit last \
+# 4. From scratch on the fine-tuned model, every budget its own run with its own schedule, and a closed-form decoder at
+#    the end as PAT has.
+for tokens in 20000 40000 80000 160000 320000 640000; do
+  step train "$out/ft" "${medical[@]}" "${shape[@]}" --lr 0.01 --update-tokens 128 --refit last \
     --tokens $tokens --out "$out/tcs_scratch_$tokens"
 done
 
