@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def test_numbers_of_design_notes_are_unique() -> None:
     numbers = [path.name[:4] for path in (ROOT / "docs/design").glob("[0-9]*.md")]
     assert numbers
     assert len(set(numbers)) == len(numbers), sorted(numbers)
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = {
+        re.split(r"[\W]", text.replace("-", "_"))[0] for text in sum(extras.values(), project["dependencies"])
+    }
+    page = (ROOT / "docs/design/dependencies.md").read_text(encoding="utf-8").replace("-", "_")
+    assert not {name for name in asked - {"fasttc"} if not re.search(rf"\b{name}\b", page)}
+    assert not [extra for extra in extras if f"| `{extra}` |" not in page]
 
 
 def test_a_fault_would_be_seen() -> None:
