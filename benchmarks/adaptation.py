@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default=record.ROOT.parent / "../shared/data")
+    parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/adaptation"), help="folder for runs and models"
     )

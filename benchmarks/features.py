@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default=record.ROOT.parent.parent / "shared/data")
+    parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default=record.ROOT.parent.parent / "shared/data")
+    parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument("--tokens", type=int, default=200_000, help="of each training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

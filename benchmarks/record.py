@@ -11,6 +11,7 @@ import torch
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent
+DATA = ROOT.parent.parent / "shared" / "data"  # small models and texts beside a checkout, where there are any
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:
