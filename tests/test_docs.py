@@ -17,7 +17,7 @@ from fasttc.cli.__main__ import cli
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -31,7 +31,7 @@ def commands(script: str) -> Iterator[list[str]]:
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for start, word in enumerate(words):
-            if word == "fasttc" and (start == 0 or words[start - 1] in ("&&", "-m", ";", "|")):
+            if word == "fasttc" and (start == 0 or words[start - 1] in ("$", "&&", "-m", ";", "|")):
                 rest = words[start + 1 :]
                 yield rest[: next((i for i, w in enumerate(rest) if w in ("&&", "|", ";", ">")), len(rest))]
 
@@ -100,7 +100,8 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 @by_page
 def test_commands_use_options_that_exist(page: Path) -> None:
-    calls = [call for body in fences(page, "bash") for call in commands(body)]
+    shown = [line for body in fences(page, "") for line in body.splitlines() if line.startswith("$ ")]
+    calls = [call for body in (*fences(page, "bash"), *shown) for call in commands(body)]
     faults = [f"fasttc {shlex.join(call)}: {wrong}" for call in calls if (wrong := fault(call))]
     assert not faults, "\n".join(faults)
 
