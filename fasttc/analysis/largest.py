@@ -1,9 +1,11 @@
 """The entries with the largest keys of many streams at once, in bounded memory."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class Largest:

@@ -35,14 +35,10 @@ def joint_json(
         raise ValueError("tuned: expected the graph of the same prompt, got other tokens")
     if carried is not None:
         _part(contents[0], set(carried))
-    nodes = _union(
-        *([(node["node_id"], node) for node in content["nodes"]] for content in contents), "influence"
-    )
-    links = _union(
-        *([((link["source"], link["target"]), link) for link in content["links"]] for content in contents),
-        "weight",
-    )
-    return {**contents[1], "nodes": nodes, "links": links}
+    old, new = ({node["node_id"]: node for node in content["nodes"]} for content in contents)
+    nodes = _union(old, new, "influence")
+    old, new = ({(link["source"], link["target"]): link for link in content["links"]} for content in contents)
+    return {**contents[1], "nodes": nodes, "links": _union(old, new, "weight")}
 
 
 def _part(content: dict[str, Any], carried: set[Feature]) -> None:
@@ -59,12 +55,9 @@ def _part(content: dict[str, Any], carried: set[Feature]) -> None:
             link[end] = names.get(link[end], link[end])
 
 
-def _union(base: list[Any], tuned: list[Any], number: str) -> list[dict[str, Any]]:
-    found, before = dict(tuned), dict(base)
+def _union(base: dict[Any, Any], tuned: dict[Any, Any], number: str) -> list[dict[str, Any]]:
     rows = []
-    for key, entry in {**before, **found}.items():
-        owner = "both" if key in found and key in before else "tuned" if key in found else "base"
-        rows.append(
-            {**entry, "owner": owner, f"{number}_base": before[key][number] if key in before else None}
-        )
+    for key, entry in {**base, **tuned}.items():
+        owner = "both" if key in tuned and key in base else "tuned" if key in tuned else "base"
+        rows.append({**entry, "owner": owner, f"{number}_base": base[key][number] if key in base else None})
     return rows

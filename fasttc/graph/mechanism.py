@@ -63,7 +63,7 @@ def concept_nodes(graph: Graph, concepts: Collection[tuple[int, int]]) -> list[i
 def concept_features(graph: Graph | PrunedGraph, nodes: Iterable[int]) -> set[tuple[int, int]]:
     """(layer, index) of the features among some nodes of ``whole_graph(graph)``."""
     features = whole_graph(graph).features
-    return {(features[node, 0].item(), features[node, 2].item()) for node in nodes if node < len(features)}
+    return {(int(features[node, 0]), int(features[node, 2])) for node in nodes if node < len(features)}
 
 
 def mechanism(graph: Graph | PrunedGraph, nodes: Iterable[int], logit: int = 0) -> Mechanism:

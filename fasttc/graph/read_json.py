@@ -92,7 +92,7 @@ def graph_from_json(content: Mapping[str, Any]) -> tuple[PrunedGraph, Supernodes
         input_ids=torch.tensor([ids.get(at, 0) for at in range(len(tokens))]),
         logit_ids=torch.tensor([node.number for node in logits]),
         logit_probs=torch.tensor([node.value for node in logits], dtype=torch.float32),
-        row_ptr=np.searchsorted(targets[order], np.arange(total + 1)),
+        row_ptr=torch.from_numpy(np.searchsorted(targets[order], np.arange(total + 1))),
         columns=sources[order],
         values=torch.from_numpy(weights[order].astype(np.float32)),
         tokens=tokens,

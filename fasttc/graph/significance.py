@@ -94,16 +94,13 @@ def feature_changes(
     )
     p = _sign_flip(tuned - base, flips, seed)
     trusted = None if carried is None else set(carried)
+    columns = np.stack([base.mean(0), tuned.mean(0), p, _adjusted(p), in_base, in_tuned], 1)
+    names = ("base", "tuned", "p", "q", "in_base", "in_tuned")
     found = [
-        FeatureChange(feature, *numbers, trusted is None or feature in trusted)
-        for feature, *numbers in zip(
-            features,
-            *(
-                column.tolist()
-                for column in (base.mean(0), tuned.mean(0), p, _adjusted(p), in_base, in_tuned)
-            ),
-            strict=True,
+        FeatureChange(
+            feature, **dict(zip(names, row, strict=True)), trusted=trusted is None or feature in trusted
         )
+        for feature, row in zip(features, columns.tolist(), strict=True)
     ]
     return sorted(found, key=lambda one: (-abs(one.change), one.feature))
 
