@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fasttc.evaluation.metrics import recovered
 from fasttc.models import check_pair, hybrid
 from fasttc.nn import AdapterSet
 from fasttc.training.adapter_quality import AdapterQuality, measure_hybrids
@@ -34,7 +35,7 @@ class AdapterEvaluation:
     @property
     def kl_recovered(self) -> float:
         """Share of the hybrid's KL that the adapters take away."""
-        return recovered(0.0, self.hybrid.kl, self.adapted.kl)
+        return recovered(0.0, self.adapted.kl, self.hybrid.kl)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -111,7 +112,7 @@ class Recovery:
     @property
     def recovered(self) -> float:
         """``(adapted - hybrid) / (target - hybrid)``; NaN where there is no gap."""
-        return recovered(self.target, self.hybrid, self.adapted)
+        return recovered(self.target, self.adapted, self.hybrid)
 
     def to_dict(self) -> dict[str, float]:
         return {**asdict(self), "recovered": self.recovered}
@@ -132,8 +133,3 @@ def recovery(
         without = float(score(target))
     with hybrid(target, base, adapters):
         return Recovery(own, without, float(score(target)))
-
-
-def recovered(target: float, hybrid: float, adapted: float) -> float:
-    """Share of the way from the hybrid's value to the target's; NaN where they are equal."""
-    return (adapted - hybrid) / (target - hybrid) if target != hybrid else float("nan")

@@ -78,12 +78,12 @@ def _log_probabilities(logits: Tensor) -> Tensor:
     return logits.to(compute_dtype(logits)).log_softmax(-1)
 
 
-def recovered(original: float, replaced: float, ablated: float) -> float:
-    """Share of the cross-entropy that ablation costs and replacement does not: 1 is perfect, 0 no better than zero.
+def recovered(aim: float, found: float, start: float) -> float:
+    """Share of the way from a start to an aim: 1 is there, 0 no better than the start; NaN where they are equal.
 
-    NaN where ablation costs nothing.
+    Of the cross-entropy that ablation costs: ``recovered(original, replaced, ablated)``.
     """
-    return (ablated - replaced) / (ablated - original) if ablated != original else float("nan")
+    return (start - found) / (start - aim) if start != aim else float("nan")
 
 
 @torch.no_grad()
