@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on a real model and real text, by the command line alone.
+# The whole road on a real model and real text, by the command line alone; docs/walkthrough.md shows its output.
 #
 #   bash benchmarks/walkthrough.sh DATA OUT
 #
