@@ -35,7 +35,7 @@ class AdapterEvaluation:
     @property
     def kl_recovered(self) -> float:
         """Share of the hybrid's KL that the adapters take away."""
-        return recovered(0.0, self.adapted.kl, self.hybrid.kl)
+        return self.adapted.kl_recovered(self.hybrid)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""

@@ -79,7 +79,7 @@ class AdapterReport(Report):
     @property
     def kl_recovered(self) -> float:
         """Share of the hybrid's KL to the target that the adapters take away."""
-        return 1 - self.adapted.kl / self.hybrid.kl if self.hybrid.kl > 0 else float("nan")
+        return self.adapted.kl_recovered(self.hybrid)
 
     def to_dict(self) -> dict[str, Any]:
         qualities = {name: getattr(self, name).to_dict() for name in ("hybrid", "adapted")}

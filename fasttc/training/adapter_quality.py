@@ -40,6 +40,10 @@ class AdapterQuality:
         """Over layers; 0 without adapters."""
         return sum(self.l0) / len(self.l0) if self.l0 else 0.0
 
+    def kl_recovered(self, hybrid: "AdapterQuality") -> float:
+        """Share of the KL of ``hybrid``, the same without adapters, that is taken away; NaN where it has none."""
+        return 1 - self.kl / hybrid.kl if hybrid.kl > 0 else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean_l0": self.mean_l0}
 
