@@ -95,7 +95,7 @@ def summary(measured: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[s
     return {how: correlations(prompts) for how, prompts in (measured | {"reaching": reaching}).items()}
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks interventions",
         description=__doc__,
@@ -110,7 +110,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=400_000, help="of training, repeats counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/cpu/interventions.json")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     folder = options.data / "models/stories260K"
     if not folder.is_dir():
         print(f"expected a model in {folder}, found none")

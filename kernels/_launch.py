@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +95,24 @@ def config_table(default: KernelConfig, **named: KernelConfig) -> ConfigTable:
             f"config_table: expected architectures among {sorted(ARCHITECTURES)}, got {sorted(unknown)}"
         )
     return {name: named.get(name, default) for name in ARCHITECTURES}
+
+
+class MatrixTables(NamedTuple):
+    """The configs of a kernel with a matrix product.
+
+    Attributes:
+        half: 16-bit operands whose rows start at multiples of 16 bytes.
+        half_any: 16-bit operands with any row length: read element by element, which takes registers.
+        single: float32 operands.
+    """
+
+    half: ConfigTable
+    half_any: ConfigTable
+    single: ConfigTable
+
+    def of(self, single: bool, even: bool) -> ConfigTable:
+        """The table for float32 or half precision, and for rows of 16-byte multiples or not."""
+        return self.single if single else self.half if even else self.half_any
 
 
 def architecture(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import LOWEST_KEY, key_value, order_key, row_offset, swizzled
 from fasttc.kernels._launch import (
     AotCase,
-    ConfigTable,
+    MatrixTables,
     cdiv,
     config,
     config_table,
@@ -33,10 +33,11 @@ from fasttc.kernels.select import launch_select
 TOP = 4  # entries that a tile emits
 TILE = 128  # columns of a tile
 
-_HALF = config_table(config(8, 2, BLOCK_M=128, BLOCK_N=TILE, BLOCK_K=64, GROUP_M=8))
-# Rows that do not start at multiples of 16 bytes are read element by element, which takes registers.
-_HALF_ANY = config_table(config(8, 2, BLOCK_M=64, BLOCK_N=TILE, BLOCK_K=32, GROUP_M=8))
-_SINGLE = config_table(config(8, 2, BLOCK_M=64, BLOCK_N=TILE, BLOCK_K=32, GROUP_M=8))
+_TABLES = MatrixTables(
+    half=config_table(config(8, 2, BLOCK_M=128, BLOCK_N=TILE, BLOCK_K=64, GROUP_M=8)),
+    half_any=config_table(config(8, 2, BLOCK_M=64, BLOCK_N=TILE, BLOCK_K=32, GROUP_M=8)),
+    single=config_table(config(8, 2, BLOCK_M=64, BLOCK_N=TILE, BLOCK_K=32, GROUP_M=8)),
+)
 
 
 @triton.jit
@@ -87,12 +88,6 @@ def _tile_top(
     tl.store(last + row_offset(rows, tiles_n) + tile_n, smallest, mask=inside)
 
 
-def _table(single: bool, even: bool) -> ConfigTable:
-    if single:
-        return _SINGLE
-    return _HALF if even else _HALF_ANY
-
-
 def enough_emitted(n_features: int, k: int) -> bool:
     """Whether the tiles emit at least k entries of a row."""
     full, rest = divmod(n_features, TILE)
@@ -119,7 +114,7 @@ def launch_encode_topk_certified(
     if not enough_emitted(n_features, k):
         return launch_encode_topk(x, W_enc, b_enc, k, relu=relu, gemm=gemm, scratch_bytes=scratch_bytes)
     even = rows_aligned(x) and rows_aligned(W_enc)
-    chosen = configure(_table(x.dtype == torch.float32, even), x.device)
+    chosen = configure(_TABLES.of(x.dtype == torch.float32, even), x.device)
     tiles = cdiv(n_features, TILE)
     emitted = torch.empty(n, tiles * TOP, dtype=torch.float32, device=x.device)
     columns = torch.empty(n, tiles * TOP, dtype=torch.int32, device=x.device)
@@ -150,7 +145,7 @@ def aot_cases(d: int) -> list[AotCase]:
             case(
                 f"tile_top {name}",
                 _tile_top,
-                _table(size == 4, whole),
+                _TABLES.of(size == 4, whole),
                 pointers,
                 odd=() if whole else ("stride_x", "stride_w", "d"),
                 constants={"PRECISION": "ieee", "TOP": TOP},

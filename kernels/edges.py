@@ -21,8 +21,8 @@ from fasttc.kernels._aot import DTYPES, aligned, case
 from fasttc.kernels._lang import dot, row_offset
 from fasttc.kernels._launch import (
     AotCase,
-    ConfigTable,
     KernelConfig,
+    MatrixTables,
     cdiv,
     config,
     config_table,
@@ -31,14 +31,15 @@ from fasttc.kernels._launch import (
     on_device,
 )
 
-_HALF = config_table(config(4, 3, BLOCK_B=64, BLOCK_J=64, BLOCK_D=64, PRECISION="ieee"))
-# Rows that do not start at multiples of 16 bytes are read element by element, which takes registers.
-_HALF_ANY = config_table(config(8, 2, BLOCK_B=64, BLOCK_J=64, BLOCK_D=32, PRECISION="ieee"))
-# float32 as three TF32 products: within a few float32 roundings of the exact product (the dropped term is 2^-22 of
-# it), on the matrix unit. Larger tiles spill on sm_80.
-_SINGLE = config_table(
-    config(4, 3, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="tf32x3"),
-    gfx942=config(4, 2, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="ieee"),
+_TABLES = MatrixTables(
+    half=config_table(config(4, 3, BLOCK_B=64, BLOCK_J=64, BLOCK_D=64, PRECISION="ieee")),
+    half_any=config_table(config(8, 2, BLOCK_B=64, BLOCK_J=64, BLOCK_D=32, PRECISION="ieee")),
+    # float32 as three TF32 products: within a few float32 roundings of the exact product (the dropped term is 2^-22 of
+    # it), on the matrix unit. Larger tiles spill on sm_80.
+    single=config_table(
+        config(4, 3, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="tf32x3"),
+        gfx942=config(4, 2, BLOCK_B=64, BLOCK_J=32, BLOCK_D=32, PRECISION="ieee"),
+    ),
 )
 CANDIDATES = [  # of opt-in tuning, in half precision
     config(warps, stages, BLOCK_B=targets, BLOCK_J=entries, BLOCK_D=columns, PRECISION="ieee")
@@ -121,12 +122,6 @@ def _tiles(positions: Tensor, t: int, block: int) -> tuple[Tensor, Tensor, Tenso
     return token.int(), starts[held] + (tile - first) * block, stops
 
 
-def _table(single: bool, even: bool) -> ConfigTable:
-    if single:
-        return _SINGLE
-    return _HALF if even else _HALF_ANY
-
-
 def launch_edges(
     G: Tensor,
     table: Tensor,
@@ -156,7 +151,7 @@ def launch_edges(
     if config is None:
         arguments = (G, table, features, positions, activations, target_positions)
         config = configure(
-            _table(single, even),
+            _TABLES.of(single, even),
             G.device,
             key=("edges", G.dtype, G.shape, target_positions is None),
             candidates=CANDIDATES if even and not single else [],
@@ -208,7 +203,7 @@ def aot_cases(d: int) -> list[AotCase]:
                 case(
                     f"edges {left} x {right}{name}",
                     _edges,
-                    _table(left != right or left == "fp32", even),
+                    _TABLES.of(left != right or left == "fp32", even),
                     {**pointers, "targets_ptr": targets},
                     odd=("b", "n", "t")
                     if even

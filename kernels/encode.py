@@ -28,6 +28,7 @@ from fasttc.kernels._launch import (
     AotCase,
     ConfigTable,
     KernelConfig,
+    MatrixTables,
     cdiv,
     config_table,
     configure,
@@ -40,21 +41,22 @@ from fasttc.kernels.select import group_maximum, launch_group_max, launch_select
 
 SCRATCH_BYTES = 2**30
 
-# Half precision, rows of 16-byte multiples. sm_90 and sm_100 read tiles through tensor descriptors (TMA) and keep one
-# program per multiprocessor; the others read through pointers. sm_80's tile also fits the 99 KB of sm_86 and sm_89.
-_HALF = config_table(
-    _config(8, 3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
-    sm_90=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
-    sm_100=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
-    gfx942=_config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
-)
-# Half precision, any row length.
-_HALF_ANY = config_table(
-    _config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
-)
-# float32: multiply-adds outside the matrix units unless TF32 is allowed, hence small tiles.
-_SINGLE = config_table(
-    _config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
+_TABLES = MatrixTables(
+    # sm_90 and sm_100 read tiles through tensor descriptors (TMA) and keep one program per multiprocessor; the others
+    # read through pointers. sm_80's tile also fits the 99 KB of sm_86 and sm_89.
+    half=config_table(
+        _config(8, 3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
+        sm_90=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
+        sm_100=_config(8, 4, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=True, PARTS=4),
+        gfx942=_config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, DESCRIPTOR=False, PARTS=1),
+    ),
+    half_any=config_table(
+        _config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
+    ),
+    # Multiply-adds outside the matrix units unless TF32 is allowed, hence small tiles.
+    single=config_table(
+        _config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, DESCRIPTOR=False, PARTS=1)
+    ),
 )
 
 
@@ -193,9 +195,7 @@ def rows_aligned(matrix: Tensor) -> bool:
 
 
 def _table(x: Tensor, W_enc: Tensor) -> ConfigTable:
-    if x.dtype == torch.float32:
-        return _SINGLE
-    return _HALF if rows_aligned(x) and rows_aligned(W_enc) else _HALF_ANY
+    return _TABLES.of(x.dtype == torch.float32, rows_aligned(x) and rows_aligned(W_enc))
 
 
 def launch_pre_activations(
@@ -238,7 +238,7 @@ def launch_pre_activations(
 
 def _candidates(x: Tensor, W_enc: Tensor) -> list[KernelConfig]:
     """Tiles worth timing when tuning is asked for."""
-    if _table(x, W_enc) is not _HALF:
+    if _table(x, W_enc) is not _TABLES.half:
         return []
     shapes = [(128, 128), (128, 256), (256, 128), (64, 256)]
     return [
@@ -328,7 +328,7 @@ def aot_cases(d: int) -> list[AotCase]:
             plain = case(
                 f"pre_activations {name}{' shifted' if shift else ''}",
                 _pre_activations,
-                _SINGLE if size == 4 else _HALF if whole else _HALF_ANY,
+                _TABLES.of(size == 4, whole),
                 {"x": name, "w": name, "bias": name, "shift": shift, "z": "fp32", "maxima": "fp32"},
                 odd=() if whole else ("stride_x", "stride_w", "d"),
                 constants={"PRECISION": "ieee"},

@@ -74,20 +74,12 @@ def command(
     """
     import torch
 
-    from fasttc.attribution import intervene, negated, random_control
+    from fasttc.attribution import intervene, random_control
 
     language_model, tokenizer = load_model(run, model)
     tcs = load_transcoders(run, transcoders)
     given = one_prompt(prompt, prompt_ids, tokenizer)
-    if (negate is None) == (not features):
-        raise ValueError("expected exactly one of --feature and --negate")
-    if negate is not None:
-        if {set_, scale, add} != {None}:
-            raise ValueError("expected --negate alone, got it with --set, --scale or --add")
-        changes = negated(tcs, negate)
-    else:
-        action, value = _action({"set": set_, "scale": scale, "add": add})
-        changes = [parse_feature(text, action, value) for text in features]
+    changes = _changes(tcs, features, negate, {"set": set_, "scale": scale, "add": add})
     sampling = {"do_sample": True, "temperature": temperature} if temperature else None
     layers = None if constrain is None else _layers(constrain)
 
@@ -113,6 +105,21 @@ def command(
         effects["random"] = effect_of(random_control(changes, tcs, seed=run.seed, rates=rates))
     result = {name: _result(effect, tokenizer, top) for name, effect in effects.items()}
     run.finish(result, "\n\n".join(_text(name, found) for name, found in result.items()))
+
+
+def _changes(
+    tcs: Any, features: Iterable[str], negate: float | None, actions: dict[str, float | None]
+) -> list["Intervention"]:
+    from fasttc.attribution import negated
+
+    if (negate is None) == (not features):
+        raise ValueError("expected exactly one of --feature and --negate")
+    if negate is None:
+        action, value = _action(actions)
+        return [parse_feature(text, action, value) for text in features]
+    if set(actions.values()) != {None}:
+        raise ValueError("expected --negate alone, got it with --set, --scale or --add")
+    return negated(tcs, negate)
 
 
 def parse_feature(text: str, action: Any, value: float) -> "Intervention":
