@@ -85,7 +85,7 @@ def command(
     same = "equal" if report.sha256_before == report.sha256_after else "DIFFERENT"
     shown = (
         f"cross-entropy on validation documents: {report.ce_before:.4f} -> {report.ce_after:.4f} nats per token\n"
-        f"trained {len(report.trained)} tensors ({report.trained_parameters:,} parameters); {report.frozen} frozen\n"
+        f"{_worse(report)}trained {len(report.trained)} tensors ({report.trained_parameters:,} parameters); {report.frozen} frozen\n"
         f"sha256 of the frozen ones before {report.sha256_before[:16]}, after {report.sha256_after[:16]}: {same}\n"
     )
     result = {"out": str(out), **report.to_dict()}
@@ -94,3 +94,8 @@ def command(
         result |= {"task_before": before.to_dict(), "task_after": after.to_dict()}
         shown += f"task before: {task_text(before)}\ntask after: {task_text(after)}\n"
     run.finish(result, f"{shown}{costs(report)}\nwrote {out}")
+
+
+def _worse(report: Any) -> str:
+    worse = report.ce_after > report.ce_before
+    return "it got worse: a lower --lr, more text of this kind, or fewer repeats may help\n" if worse else ""

@@ -130,6 +130,14 @@ def test_prune_and_export(fasttc, home: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json" / "graph-metadata.json").read_text())["graphs"][0]["slug"] == "one"
 
 
+def test_finetune_says_when_it_got_worse(fasttc, home: Path, tmp_path: Path) -> None:
+    verb = ("finetune", home / "model", *data(home), "--tokens", 600)
+    for rate, worse in ((1e6, True), (1e-3, False)):
+        code, shown, err = fasttc(*verb, "--lr", rate, "--out", tmp_path / f"{rate}")
+        assert code == 0, err
+        assert ("it got worse: a lower --lr" in shown) == worse
+
+
 def test_attribute_several_prompts(fasttc, home: Path, tmp_path: Path) -> None:
     texts = [prompt.text for prompt in ClinicalWorld().prompts("two_hop", 2)]
     (tmp_path / "prompts.txt").write_text("\n\n".join(texts))
