@@ -85,7 +85,8 @@ def command(
     same = "equal" if report.sha256_before == report.sha256_after else "DIFFERENT"
     shown = (
         f"cross-entropy on validation documents: {report.ce_before:.4f} -> {report.ce_after:.4f} nats per token\n"
-        f"{_worse(report)}trained {len(report.trained)} tensors ({report.trained_parameters:,} parameters); {report.frozen} frozen\n"
+        f"{_worse(report)}"
+        f"trained {len(report.trained)} tensors ({report.trained_parameters:,} parameters); {report.frozen} frozen\n"
         f"sha256 of the frozen ones before {report.sha256_before[:16]}, after {report.sha256_after[:16]}: {same}\n"
     )
     result = {"out": str(out), **report.to_dict()}
