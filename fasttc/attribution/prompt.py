@@ -43,7 +43,31 @@ def token_ids(prompt: Prompt, tokenizer: Any, *, prepend_bos: bool) -> Tensor:
 
 
 def token_names(ids: Tensor, tokenizer: Any) -> list[str]:
-    """Each token as text; ids as strings without a tokenizer."""
+    """Each token as the text that it adds behind another one; ids as strings without a tokenizer.
+
+    Alone, a word would lose the space in front of it with many tokenizers: decoders strip what begins a text, and those
+    of whole words put spaces only between. Special tokens are shown by their names. Text that is not its own in any
+    context (a part of a UTF-8 character) is what the tokenizer makes of it alone.
+    """
+    numbers = ids.tolist()
     if tokenizer is None:
-        return [str(number) for number in ids.tolist()]
-    return [tokenizer.decode([number]) for number in ids.tolist()]
+        return [str(number) for number in numbers]
+    special = set(tokenizer.all_special_ids)
+    alone = tokenizer.batch_decode([[number] for number in numbers])
+    anchor, before = _anchor(tokenizer, special)
+    if anchor is None:
+        return alone
+    behind = tokenizer.batch_decode([[anchor, number] for number in numbers])
+    return [
+        pair.removeprefix(before) if number not in special and pair.startswith(before) else text
+        for number, text, pair in zip(numbers, alone, behind, strict=True)
+    ]
+
+
+def _anchor(tokenizer: Any, special: set[int]) -> tuple[int | None, str]:
+    """The first token that is a word or a part of one wherever it stands, and its text at the beginning of a text."""
+    for number in range(len(tokenizer)):
+        text = "" if number in special else tokenizer.decode([number]).strip()
+        if text.isalnum() and tokenizer.decode([number, number]).strip().startswith(text):
+            return number, tokenizer.decode([number])
+    return None, ""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fasttc.attribution.linearize import LinearModel
 from fasttc.attribution.plan import Point
 from fasttc.attribution.positions import Positions
+from fasttc.attribution.prompt import token_names
 from fasttc.attribution.sources import Sources
 from fasttc.attribution.trace import Targets
 from fasttc.models.linear import Unembedding
@@ -157,7 +158,7 @@ class Resolver:
             token, other = self._token(target.token), self._token(target.other)
             rows = self.unembedding.weight
             direction = rows[token].to(self.final.dtype) - rows[other].to(self.final.dtype)
-            label = f"{self._name(token)} - {self._name(other)}"
+            label = f"{self._name(token).strip()} - {self._name(other).strip()}"
             position = self._position(target.position)
             return self._at_end(direction, position, self._vocabulary + number, target.weight, label)
         if isinstance(target, Direction):
@@ -219,7 +220,7 @@ class Resolver:
         return _below("target token", token, self._vocabulary)
 
     def _name(self, token: int) -> str:
-        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+        return token_names(torch.tensor([token]), self.tokenizer)[0]
 
 
 def _below(name: str, number: Any, limit: int) -> int:

@@ -14,10 +14,11 @@ def test_text_gets_a_special_token_in_front(tiny_model, random_set, tiny_tokeniz
     tcs = random_set(model)
     graph = fasttc.attribute(model, tcs, "t17 t9 t33", tokenizer=tiny_tokenizer)
     assert graph.input_ids.tolist() == [2, 17, 9, 33]
-    assert graph.tokens == ["<bos>", "t17", "t9", "t33"]
+    assert graph.tokens == ["<bos>", " t17", " t9", " t33"]
     assert graph.prompt == "t17 t9 t33"
     given = fasttc.attribute(model, tcs, [17, 9, 33], tokenizer=tiny_tokenizer)
     assert given.input_ids.tolist() == [17, 9, 33]  # ids are used as given
+    assert given.prompt == " t17 t9 t33"
 
 
 class _NoSpecial:
@@ -29,8 +30,14 @@ class _NoSpecial:
     def __call__(self, text):
         return {"input_ids": [int(word) for word in text.split()]}
 
+    def __len__(self):
+        return 61
+
     def decode(self, ids):
         return "|".join(map(str, ids))
+
+    def batch_decode(self, rows):
+        return [self.decode(ids) for ids in rows]
 
 
 def test_prepending_can_be_switched_off(tiny_model, random_set):

@@ -44,7 +44,11 @@ def test_words_need_a_tokenizer_and_must_be_one_token(world, tiny_tokenizer):
     model, tcs, ids = world
     graph = fasttc.attribute(model, tcs, ids, targets=["t40"], tokenizer=tiny_tokenizer)
     assert graph.logit_ids.tolist() == [40]
-    assert graph.logit_labels == ["t40"]
+    assert graph.logit_labels == [" t40"]
+    apart = fasttc.attribute(
+        model, tcs, ids, targets=[LogitDifference("t40", "t7")], tokenizer=tiny_tokenizer
+    )
+    assert apart.logit_labels == ["t40 - t7"]
     with pytest.raises(ValueError, match=r"'t40'.*tokenizer"):
         fasttc.attribute(model, tcs, ids, targets=["t40"])
     with pytest.raises(ValueError, match="single token, got 2"):
