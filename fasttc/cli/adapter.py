@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, load_model, parse_ids, table, verb
+from fasttc.cli._common import Run, load_model, parse_ids, plot_option, table, verb
 from fasttc.cli._data import data_options
 from fasttc.cli._training import costs, training_options
 
@@ -67,8 +67,18 @@ def train(
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--tokens", default=32_768, show_default=True, help="About how many; 0: the whole split.")
 @click.option("--per-layer/--all-layers-only", default=True, help="Also every layer alone.")
+@plot_option("Error, KL and L0 by layer, without and with adapters,")
 @verb
-def evaluate(run: Run, target: str, base: str, adapters: str, tokens: int, data: str, **options: Any) -> None:
+def evaluate(
+    run: Run,
+    target: str,
+    base: str,
+    adapters: str,
+    tokens: int,
+    data: str,
+    plot: Path | None,
+    **options: Any,
+) -> None:
     """Measure the hybrid of TARGET and BASE, without and with adapters, against TARGET on held-out text."""
     from fasttc.evaluation import evaluate_adapters
 
@@ -82,6 +92,11 @@ def evaluate(run: Run, target: str, base: str, adapters: str, tokens: int, data:
         tokens=tokens or None,
         **options,
     )
+    if plot is not None:
+        from fasttc.report.plots import adapters_by_layer
+
+        adapters_by_layer(found.to_dict(), plot)
+        run.say(f"wrote {plot}")
     run.finish(found.to_dict(), _summary(found))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, table, verb
+from fasttc.cli._common import Run, plot_option, table, verb
 from fasttc.cli._graphs import read_whole
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -40,6 +40,7 @@ _SHOWN = {"nodes": 12, "edges": 12, "paths": 8, "supernodes": 20}
 @click.option(
     "--joint", type=_FILE, help="Write both graphs as one JSON for viewers, each node with its owner."
 )
+@plot_option("Nodes (with --groups: groups) that changed most,")
 @verb
 def command(
     run: Run,
@@ -51,6 +52,7 @@ def command(
     count: int,
     least_change: float,
     joint: Path | None,
+    plot: Path | None,
 ) -> None:
     """What differs between the graphs BASE and TUNED of one prompt in a model before and after fine-tuning.
 
@@ -87,7 +89,17 @@ def command(
 
         write_json(joint, joint_json(one, two, slug=joint.stem, carried=carried))
         text += [f"wrote {joint}"]
+    if plot is not None:
+        _draw(found.supernodes if groups is not None else found.nodes, plot)
+        run.say(f"wrote {plot}")
     run.finish(result, "\n".join(text))
+
+
+def _draw(changes: list[Any], plot: Path) -> None:
+    from fasttc.report.plots import diff_bars
+
+    names = [change.name for change in changes]
+    diff_bars(names, [change.base for change in changes], [change.tuned for change in changes], plot)
 
 
 def read_graph(path: Path) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, table, verb
+from fasttc.cli._common import Run, plot_option, table, verb
 from fasttc.cli._graphs import ids_of, nodes_named, read_whole
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -28,6 +28,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="NODE",
     help="Report the share of the influence that passes through these features (of all GRAPHS, at any position).",
 )
+@plot_option("Influence by path length")
 @verb
 def command(
     run: Run,
@@ -39,6 +40,7 @@ def command(
     avoiding: tuple[str, ...],
     groups: Path | None,
     concepts: tuple[str, ...],
+    plot: Path | None,
 ) -> None:
     """The strongest paths to a logit in GRAPHS, influence by path length, and the share through given concepts.
 
@@ -94,7 +96,25 @@ def command(
             f"multi-hop share {report.multi_hop:.3f} [{report.low:.3f}, {report.high:.3f}], "
             f"direct {report.direct:.3f}, unexplained {report.unexplained:.3f}",
         ]
+    if plot is not None:
+        _draw(found, plot)
+        run.say(f"wrote {plot}")
     run.finish(result, "\n".join(text).rstrip())
+
+
+def _draw(found: list[dict[str, Any]], plot: Path) -> None:
+    """Where the influence of one graph ends, by length; of several, what ends in tokens."""
+    from fasttc.report.plots import influence_by_length
+
+    if len(found) == 1:
+        lengths = found[0]["lengths"]
+        ends = {"ends in tokens": "tokens", "ends in errors": "errors", "not stored": "missing"}
+        curves = {title: lengths[name] for title, name in ends.items() if any(lengths[name])}
+    else:
+        curves = {Path(one["graph"]).stem: one["lengths"]["tokens"] for one in found}
+        if len(curves) < len(found):  # graphs of one name in several folders
+            curves = {one["graph"]: one["lengths"]["tokens"] for one in found}
+    influence_by_length(curves, plot)
 
 
 def _rows(graph: Any, paths: list[Any]) -> list[dict[str, Any]]:

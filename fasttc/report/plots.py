@@ -92,6 +92,38 @@ def quality_by_layer(report: Mapping[str, Any], path: str | Path) -> None:
             axes.grid(visible=False, axis="x")
 
 
+def adapters_by_layer(report: Mapping[str, Any], path: str | Path) -> None:
+    """Distance to the target by layer without (grey) and with adapters, from an adapter evaluation's ``to_dict()``.
+
+    Panels: NMSE of each residual, after the embeddings and every layer; KL with one layer alone hybrid, where it was
+    measured; L0.
+
+    Raises:
+        ValueError: the report has no layers; ``path`` has another ending; matplotlib is missing.
+    """
+    hybrid, adapted = report["hybrid"], report["adapted"]
+    if not adapted["l0"]:
+        raise ValueError("report: expected at least one layer of adapters, got none")
+    panels = [
+        ("NMSE of the residual after a layer", hybrid["nmse"][1:], adapted["nmse"][1:]),
+        ("KL, layer alone (nats)", report["single_hybrid_kl"], report["single_adapted_kl"]),
+        ("L0", [], adapted["l0"]),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    with _figure(path, len(panels)) as figure:
+        title = f"KL {hybrid['kl']:.3g} nats without adapters (grey), {adapted['kl']:.3g} with them"
+        figure.suptitle(title, fontsize=10)
+        for number, (title, before, after) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), number)
+            at = np.arange(len(after))
+            if before:
+                axes.bar(at - 0.2, _numbers(before), color=BEFORE, width=0.38)
+            axes.bar(at + (0.2 if before else 0), _numbers(after), color=AFTER, width=0.38)
+            axes.set(title=title, xlabel="layer")
+            _whole_numbers(axes)
+            axes.grid(visible=False, axis="x")
+
+
 def training_curves(log: str | Path, path: str | Path) -> None:
     """Every metric of a training's ``metrics.jsonl`` against the tokens processed; metrics by layer as one line each.
 
@@ -227,4 +259,11 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-__all__ = ["check_plot", "diff_bars", "influence_by_length", "quality_by_layer", "training_curves"]
+__all__ = [
+    "adapters_by_layer",
+    "check_plot",
+    "diff_bars",
+    "influence_by_length",
+    "quality_by_layer",
+    "training_curves",
+]

@@ -15,8 +15,10 @@ def test_train_evaluate_generate(fasttc, home: Path, tmp_path: Path) -> None:
         "adapter", "train", *pair, *text, "--features", 16, "--tokens", 600, "--out", out, "--json"
     )
     assert code == 0, error
-    code, shown, _ = fasttc("adapter", "evaluate", *pair, "--adapters", out, *text, "--tokens", 200, "--json")
+    evaluate = ("adapter", "evaluate", *pair, "--adapters", out, *text, "--tokens", 200)
+    code, shown, _ = fasttc(*evaluate, "--plot", tmp_path / "a.svg", "--json")
     assert code == 0
+    assert "layer alone" in (tmp_path / "a.svg").read_text()
     assert len(json.loads(shown)["single_adapted_kl"]) == 4
     write = ("adapter", "generate", *pair, "--prompt-ids", "2,5", "--tokens", 8)
     for extra in (

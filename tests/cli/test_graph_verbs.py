@@ -68,6 +68,29 @@ def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
     assert "lost (not trusted)" in text
 
 
+def test_plots_of_paths_and_diffs(fasttc, home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    graph, plot = home / "g.graph", tmp_path / "a.svg"
+    again = tmp_path / "other" / "g.graph"
+    Graph.load(graph).save(again)
+    code, shown, _ = fasttc("graph", "paths", graph, "--plot", plot)
+    assert code == 0
+    assert f"wrote {plot}" in shown
+    assert "<!-- ends in tokens -->" in plot.read_text()
+    assert "not stored" not in plot.read_text()
+    assert fasttc("graph", "paths", graph, again, "--plot", plot)[0] == 0
+    assert f"<!-- {again} -->" in plot.read_text()  # both are called g: then their paths tell them apart
+    assert fasttc("graph", "diff", graph, graph, "--plot", plot)[0] == 0
+    assert "base (grey) and fine-tuned" in plot.read_text()
+    groups = tmp_path / "groups.json"
+    Supernodes(groups={"all of it": ("E_5_3",)}).save(groups)
+    assert fasttc("graph", "diff", graph, graph, "--groups", groups, "--plot", plot)[0] == 0
+    assert "<!-- all of it -->" in plot.read_text()
+    code, _, said = fasttc("graph", "paths", graph, "--plot", tmp_path / "a.gif")
+    assert code == 2
+    assert "plot: expected a file that ends in .png, .svg, .pdf" in said.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

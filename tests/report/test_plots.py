@@ -56,6 +56,24 @@ def test_what_is_drawn_is_named(tmp_path, log):
     assert "added cross-entropy" not in words(path)
 
 
+def test_adapters_by_layer_without_and_with_them(tmp_path):
+    path = tmp_path / "a.svg"
+    hybrid = {"kl": 1.5, "nmse": [0.0, 0.1, 0.4], "l0": []}
+    adapted = {"kl": 0.25, "nmse": [0.0, 0.05, 0.1], "l0": [3.0, 2.0]}
+    report = {"hybrid": hybrid, "adapted": adapted}
+    report |= {"single_hybrid_kl": [0.2, 0.3], "single_adapted_kl": [0.1, 0.1]}
+    plots.adapters_by_layer(report, path)
+    assert "KL 1.5 nats without adapters (grey), 0.25 with them" in words(path)
+    assert "<!-- KL, layer alone (nats) -->" in words(path)
+    plots.adapters_by_layer({**report, "single_hybrid_kl": [], "single_adapted_kl": []}, path)
+    assert "layer alone" not in words(path)
+    assert "<!-- L0 -->" in words(path)
+    path.unlink()
+    with pytest.raises(ValueError, match="report: expected at least one layer of adapters, got none"):
+        plots.adapters_by_layer({**report, "adapted": hybrid}, path)
+    assert not path.exists()
+
+
 def test_lengths_of_paths(tmp_path):
     path = tmp_path / "a.svg"
     plots.influence_by_length({"pattern": [0.5, 0.2], "two hops": [0.1]}, path)
