@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Folder of feature files: examples and logits of every feature.",
+    help="Folder of feature files, plain or packed: examples and logits of every feature.",
 )
 @click.option(
     "--supernodes",

@@ -1,7 +1,7 @@
-"""Feature evidence for the page: reads the plain feature files that ``feature_files`` and others write.
+"""Feature evidence for the page: reads the feature files that ``feature_files`` and others write, plain and packed.
 
-One file per feature, named by Cantor's pairing of layer and index, in the folder itself or in one folder per model
-below it: ``<folder>/<pair>.json`` or ``<folder>/<scan>/<pair>.json``.
+Plain: one file per feature, named by Cantor's pairing of layer and index. Packed: see ``packed``. Either lies in the
+folder itself or in one folder per model below it: ``<folder>/<pair>.json`` or ``<folder>/<scan>/<pair>.json``.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from fasttc._files import read_json
 from fasttc.graph.export import feature_number
+from fasttc.report.packed import INDEX, PackedFiles
 
 _LOGITS = 10  # promoted and suppressed tokens that are shown
 _EXAMPLES = 5  # of the first group (the strongest); two of every other
@@ -23,7 +24,7 @@ class FeatureFolder:
         scan: name of the folder below it to read; by default the only one, if the files are not in ``path`` itself.
 
     Raises:
-        ValueError: no such folder; no feature files in it; several models in it and none named.
+        ValueError: no such folder; no feature files in it; several models in it and none named; a broken index.
     """
 
     def __init__(self, path: str | Path, scan: str | None = None) -> None:
@@ -32,8 +33,8 @@ class FeatureFolder:
             raise ValueError(f"features: expected a folder of feature files, {path} is not a folder")
         if scan is not None and (path / scan).is_dir():
             path /= scan
-        if not any(path.glob("[0-9]*.json")):
-            below = sorted(folder for folder in path.iterdir() if any(folder.glob("[0-9]*.json")))
+        if not _holds_features(path):
+            below = sorted(folder for folder in path.iterdir() if folder.is_dir() and _holds_features(folder))
             if len(below) != 1:
                 found = ", ".join(folder.name for folder in below) or "none"
                 raise ValueError(
@@ -41,21 +42,31 @@ class FeatureFolder:
                 )
             (path,) = below
         self.path = path
+        self._packed = PackedFiles(path) if (path / INDEX).is_file() else None
 
     def find(self, layer: int, index: int) -> dict[str, Any] | None:
-        """What the page shows of a feature, or None if there is no file for it.
+        """What the page shows of a feature, or None if there is nothing about it.
 
         Raises:
             ValueError: the file is not a feature file; the message names it.
         """
         file = self.path / f"{feature_number(layer, index)}.json"
-        if not file.is_file():
+        if self._packed is not None:
+            file, content = self._packed.path / INDEX, self._packed.read(layer, index)
+        else:
+            content = read_json(file) if file.is_file() else None
+        if content is None:
             return None
-        content = read_json(file)
         try:
             return shown(content)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{file}: expected a feature file, got a broken one: {error!r}") from error
+            raise ValueError(
+                f"{file}: expected a feature file, got a broken one for {layer}/{index}: {error!r}"
+            ) from error
+
+
+def _holds_features(folder: Path) -> bool:
+    return (folder / INDEX).is_file() or any(folder.glob("[0-9]*.json"))
 
 
 def shown(content: dict[str, Any]) -> dict[str, Any]:
