@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from fasttc.benchmarks.browser import browser, missing
+from fasttc.benchmarks.browser import browser, missing, ready
 from fasttc.benchmarks.page import random_graph
 from fasttc.graph import Graph
-from fasttc.report import PageServer
+from fasttc.report import PageServer, page_data
 
 HOSTILE = (
     "</script><script>window.pwned = 1</script>",
@@ -113,3 +113,18 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with browser(1280, 800, downloads=folder) as chromium:
         chromium.downloads = folder
         yield chromium
+
+
+@pytest.fixture
+def show(driver: Any, serve: Callable[..., PageServer], tmp_path: Path) -> Callable[..., PageServer]:
+    """Serves a graph and opens its page; the state file is ``tmp_path/g.supernodes.json``."""
+
+    def open_page(graph: Graph, **options: Any) -> PageServer:
+        data = options.pop("data", None) or page_data(graph, base=options.pop("base", None), name="g")
+        server = serve(data, state_file=tmp_path / "g.supernodes.json", **options)
+        driver.get_log("browser")
+        driver.get(server.url)
+        ready(driver)
+        return server
+
+    return open_page

@@ -1,0 +1,248 @@
+"""The page in a real browser: what a reader does, and what is saved, served or as one file."""
+
+import json
+import time
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from fasttc.benchmarks.browser import complaints, ready
+from fasttc.benchmarks.page import random_graph, whole
+from fasttc.graph import Supernodes, diff
+from fasttc.report import FeatureFolder, page_data, write_page
+
+from .conftest import HOSTILE
+from .reader import chord, click_node, element, features, js, picture, press, saved, texts, type_into
+
+
+def test_opens_without_complaints_and_shows_everything_kept(driver, show, small):
+    show(small)
+    pruned = small.prune()
+    assert len(texts(driver, "g.node")) == pruned.n_nodes
+    assert driver.title == small.prompt
+    assert texts(driver, "g.node.token .name") == [token.strip() for token in small.tokens]
+    assert f"{pruned.n_features}" in element(driver, "#scores").text
+    assert complaints(driver) == []
+    picture(driver, "small")
+
+
+def test_click_label_group_rename_undo_reload(driver, show, small):
+    from selenium.webdriver.common.keys import Keys
+
+    server = show(small)
+    first, second, third = features(driver)
+    click_node(driver, first)
+    assert texts(driver, "#selection h3")[:2][0].startswith("Strongest inputs")
+    type_into(driver, "#label", "hip findings")
+    assert js(driver, "return fasttc.app.scene.byKey.get(arguments[0]).name", first) == "hip findings"
+
+    element(driver, "#pin").click()
+    click_node(driver, second)
+    click_node(driver, third, shift=True)
+    press(driver, "g")
+    type_into(driver, "#group-name", "say a drug")
+    assert texts(driver, "g.node.group .name") == ["say a drug"]
+    type_into(driver, "#label", "bonitis")
+    assert texts(driver, "g.node.group .name") == ["bonitis"]
+    element(driver, "#undo").click()
+    assert texts(driver, "g.node.group .name") == ["say a drug"]
+    element(driver, "#redo").click()
+
+    content = saved(driver, server)
+    kept = Supernodes.load(server.state_file)
+    assert set(kept.groups) == {"bonitis"}
+    assert set(kept.groups["bonitis"]) == {second, third}
+    assert kept.labels == {first: "hip findings"}
+    assert kept.pinned == (first,)
+    assert content["page"]["moved"] == {}
+
+    driver.refresh()
+    ready(driver)
+    assert texts(driver, "g.node.group .name") == ["bonitis"]
+    assert js(driver, "return fasttc.app.scene.byKey.get(arguments[0]).name", first) == "hip findings"
+    assert "pinned" in js(driver, "return document.querySelector('g.node.pinned').getAttribute('class')")
+    click_node(driver, "group:bonitis")
+    press(driver, "u")
+    assert texts(driver, "g.node.group") == []
+    chord(driver, Keys.CONTROL, "z")
+    assert texts(driver, "g.node.group .name") == ["bonitis"]
+    assert complaints(driver) == []
+
+
+def test_moved_nodes_stay_where_they_were_put(driver, show, small):
+    from selenium.webdriver import ActionChains
+
+    server = show(small)
+    key = features(driver, 1)[0]
+    place = "const n = fasttc.app.scene.byKey.get(arguments[0]); return [n.x, n.y]"
+    x, y = js(driver, place, key)
+    node = js(
+        driver, "return document.querySelector(`g.node[data-id=${CSS.escape(arguments[0])}] .shape`)", key
+    )
+    ActionChains(driver, duration=0).click_and_hold(node).move_by_offset(40, 25).move_by_offset(
+        5, 5
+    ).release().perform()
+    moved = saved(driver, server)["page"]["moved"][key]
+    scale = js(driver, "return fasttc.draw.transform.k")
+    assert moved == pytest.approx([45 / scale, 30 / scale], abs=1.5)
+    driver.refresh()
+    ready(driver)
+    assert js(driver, place, key) == pytest.approx([x + moved[0], y + moved[1]], abs=0.01)
+
+
+def test_the_keyboard_does_what_the_pointer_does(driver, show, small):
+    from selenium.webdriver.common.keys import Keys
+
+    show(small)
+    (start,) = features(driver, 1)
+    js(driver, "fasttc.draw.reveal(arguments[0])", start)
+    press(driver, Keys.ENTER)
+    assert js(driver, "return [...fasttc.app.selection]") == [start]
+    place = "const n = fasttc.app.scene.byKey.get(fasttc.app.focusKey); return [n.x, n.y]"
+    for key, axis, sign in ((Keys.ARROW_UP, 1, -1), (Keys.ARROW_DOWN, 1, 1), (Keys.ARROW_LEFT, 0, -1)):
+        before = js(driver, place)
+        press(driver, key)
+        assert sign * (js(driver, place)[axis] - before[axis]) > 0
+    chord(driver, Keys.SHIFT, Keys.ENTER)
+    assert len(js(driver, "return [...fasttc.app.selection]")) == 2
+    press(driver, "p")
+    assert len(js(driver, "return fasttc.state.current.pinned")) == 2
+    press(driver, "a")
+    assert len(texts(driver, "g.node")) == 2
+    press(driver, "a", Keys.ESCAPE)
+    assert js(driver, "return fasttc.app.selection.size") == 0
+    press(driver, "/")
+    assert js(driver, "return document.activeElement.id") == "search"
+    type_into(driver, "#search", "output1")
+    assert js(driver, "return fasttc.app.scene.byKey.get([...fasttc.app.selection][0]).name") == "output1"
+    press(driver, Keys.ESCAPE, "?")
+    assert js(driver, "return document.getElementById('help').open")
+    press(driver, Keys.ESCAPE)
+    labels = js(
+        driver, "return [...document.querySelectorAll('g.node')].map((n) => n.getAttribute('aria-label'))"
+    )
+    assert all(labels)
+    assert js(driver, "return document.querySelectorAll('g.node[tabindex=\"0\"]').length") == 1
+
+
+def test_evidence_of_a_feature_comes_from_its_file(driver, show, small, write_features):
+    pairs = sorted({(layer, index) for layer, _, index in small.features.tolist()})
+    show(small, features=FeatureFolder(write_features(pairs, text=HOSTILE[1])))
+    click_node(driver, features(driver, 1)[0])
+    deadline = time.monotonic() + 5
+    while not texts(driver, ".evidence") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert texts(driver, ".logits.up code") == [HOSTILE[1], "hip"]
+    assert len(texts(driver, ".example")) == 7
+    assert js(driver, "return document.querySelectorAll('img').length") == 0
+    assert complaints(driver) == []
+    picture(driver, "evidence")
+
+
+def test_views_of_two_graphs(driver, show, small, tuned):
+    show(tuned, base=small)
+    counts = {}
+    for view in ("base", "finetuned", "diff"):
+        js(driver, "document.querySelector(`#views input[value=${arguments[0]}]`).click()", view)
+        counts[view] = set(js(driver, "return fasttc.app.scene.nodes.map((n) => n.key)"))
+    assert counts["diff"] == counts["base"] | counts["finetuned"]
+    found = diff(small, tuned.prune(0.8, 0.98))
+    expected = {change.key[0]: (change.status, change.base, change.tuned) for change in found.nodes}
+    js(driver, "fasttc.app.setShares([0.8, 0.98])")
+    shown = js(driver, "return fasttc.app.scene.nodes.map((n) => [n.key, n.status, n.shareBefore, n.share])")
+    assert {key for key, *_ in shown} >= set(expected)
+    assert {"lost", "strengthened", "weakened", "kept"} <= {status for status, *_ in expected.values()}
+    for key, status, before, now in shown:
+        if key in expected:
+            assert status == expected[key][0]
+            assert (before, now) == pytest.approx(expected[key][1:], abs=1e-9)
+    change = js(
+        driver, "return fasttc.app.scene.edges.map((e) => [e.change, Math.abs(e.share) - Math.abs(e.before)])"
+    )
+    assert all(a == pytest.approx(b) for a, b in change)
+    picture(driver, "diff")
+
+
+def test_exports_and_reads_back(driver, show, small):
+    server = show(small)
+    keys = features(driver)
+    js(
+        driver,
+        "fasttc.state.group(arguments[0], 'a < b & c'); fasttc.state.label(arguments[1], 'x')",
+        keys[:2],
+        keys[2],
+    )
+    for name in ("svg", "png", "state"):
+        element(driver, "#export summary").click()
+        element(driver, f"#export-{name}").click()
+    wanted = [driver.downloads / f"g.{ending}" for ending in ("svg", "png", "supernodes.json")]
+    deadline = time.monotonic() + 10
+    while not all(path.exists() and path.stat().st_size for path in wanted) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    svg, png, state = (path.read_bytes() for path in wanted)
+    for path in wanted:
+        path.unlink()
+    root = ET.fromstring(svg)
+    shown = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a < b & c" in shown
+    assert {token.strip() for token in small.tokens} <= set(shown)
+    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(png[16:20], "big") == 2 * int(float(root.get("width") or 0))
+    kept = Supernodes.from_dict(json.loads(state))
+    assert kept.groups["a < b & c"] == tuple(keys[:2])
+    saved(driver, server)
+
+    js(driver, "fasttc.state.ungroup('a < b & c')")
+    path = driver.downloads / "back.json"
+    Supernodes(groups={"again": tuple(keys)}, pinned=("unknown",)).save(path)
+    element(driver, "#state-file").send_keys(str(path))
+    deadline = time.monotonic() + 5
+    while texts(driver, "g.node.group .name") != ["again"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert texts(driver, "g.node.group .name") == ["again"]
+    path.write_text("{}")
+    element(driver, "#state-file").send_keys(str(path))
+    deadline, said = time.monotonic() + 5, ""
+    while "Not read" not in said and time.monotonic() < deadline:
+        said = element(driver, "#saved").text
+    assert said.startswith("Not read: expected schema")
+    assert texts(driver, "g.node.group .name") == ["again"]
+
+
+def test_one_file_works_from_the_disk(driver, small, tmp_path):
+    driver.get_log("browser")
+    path = tmp_path / "page.html"
+    write_page(path, page_data(small, name="file"), {"schema": "fasttc.supernodes/1", "pinned": ["E_0_0"]})
+    driver.get(path.as_uri())
+    ready(driver)
+    assert js(driver, "return fasttc.state.current.pinned") == ["E_0_0"]
+    key = features(driver, 1)[0]
+    js(driver, "fasttc.state.label(arguments[0], 'kept')", key)
+    deadline = time.monotonic() + 5
+    while js(driver, "return fasttc.state.pending") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.refresh()
+    ready(driver)
+    assert js(driver, "return fasttc.state.current.labels") == {key: "kept"}
+    assert js(driver, "return fasttc.state.current.pinned") == ["E_0_0"]
+    assert complaints(driver) == []
+    js(driver, "localStorage.clear()")
+
+
+def test_five_hundred_nodes(driver, show):
+    graph = random_graph()
+    show(graph, data=whole(page_data(graph, name="g")))
+    assert len(texts(driver, "g.node")) >= 500
+    assert "strongest 2,500 of" in element(driver, "#legend").text
+    overlap = """
+    const shapes = [...document.querySelectorAll('g.node.feature .shape')].map((s) => s.getBoundingClientRect());
+    let pairs = 0;
+    for (let i = 0; i < shapes.length; i++) for (let j = 0; j < i; j++) {
+      const a = shapes[i], b = shapes[j];
+      if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom) pairs++;
+    }
+    return pairs;
+    """
+    assert js(driver, overlap) == 0
+    picture(driver, "500-nodes")
