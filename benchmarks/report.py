@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import adaptation_report, record
+from . import adaptation_report, finetuning, record
 from .plot import bars
 
 BLOCK = re.compile(
@@ -90,6 +90,10 @@ def _adaptation(data: dict[str, Any]) -> str:
     return f"{adaptation_report.readme(data)}\n\n{source_line(data['environment'])}"
 
 
+def _finetuning(data: dict[str, Any]) -> str:
+    return f"{finetuning.table(data['rows'])}\n\n{source_line(data['environment'])}"
+
+
 def _aot(data: dict[str, Any]) -> str:
     """Per module, the largest registers and shared memory on each architecture."""
     targets = list(dict.fromkeys(row["target"] for row in data["rows"]))
@@ -126,6 +130,7 @@ def rendered(text: str, results: Path) -> str:
             "aot": _aot,
             "attribution": _attribution,
             "cpu": _cpu,
+            "finetuning": _finetuning,
             "ops": _ops,
         }
         if data.get("kind") not in tables:
