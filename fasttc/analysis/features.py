@@ -46,6 +46,8 @@ class FeatureEvidence:
         n_tokens: tokens looked at.
         n_active: tokens on which it was active.
         maximum: largest activation; 0 where it never was active.
+        mean: activation, over all tokens looked at.
+        decoder_norm: length of the feature's decoder row.
         top: examples with the largest activations, falling, one per piece of a document.
         intervals: a uniform sample of all such examples in :data:`INTERVALS` parts, the strongest first.
         sample: ascending activations, a uniform sample of the active tokens.
@@ -59,6 +61,8 @@ class FeatureEvidence:
     n_tokens: int
     n_active: int
     maximum: float
+    mean: float
+    decoder_norm: float
     top: list[Example] = field(repr=False)
     intervals: list[list[Example]] = field(repr=False)
     sample: list[float] = field(repr=False)
@@ -70,6 +74,11 @@ class FeatureEvidence:
     def rate(self) -> float:
         """Share of the tokens on which the feature is active."""
         return self.n_active / self.n_tokens
+
+    @property
+    def strength(self) -> float:
+        """How much it writes: mean activation times norm of the decoder row."""
+        return self.mean * self.decoder_norm
 
 
 def feature_evidence(
@@ -97,11 +106,12 @@ def feature_evidence(
 
     Every layer's transcoder sees each block once. Kept per feature are the ``examples`` strongest stretches, a
     uniform sample of ``sampled`` others and of 512 activations: memory does not grow with the corpus. The first token
-    of a document and padding are left out, as everywhere.
+    of a document and padding are left out, as everywhere. Features of adapters are looked at inside
+    :func:`fasttc.hybrid`, where they run.
 
     Args:
         model: of a supported family; it is not changed.
-        tcs: transcoders of all or some of its layers.
+        tcs: transcoders, or adapters, of all or some of its layers.
         data, tokenizer, text, context, split_seed: see :func:`fasttc.training.data.open_data`.
         features: (layer, index) pairs; None: all features of all layers.
         split: "train", "validation" or "test".
@@ -134,7 +144,8 @@ def feature_evidence(
     for number, (collector, chosen) in enumerate(zip(collectors, wanted, strict=True)):
         if collector is not None:
             lists = _token_lists(model, tcs, number, chosen, n_tokens_listed)
-            found += collector.result(tcs.sites[number].layer, seen, lists)
+            norms = tcs[number].W_dec.detach()[torch.from_numpy(chosen)].double().norm(dim=1).tolist()
+            found += collector.result(tcs.sites[number].layer, seen, norms, lists)
     return found
 
 
@@ -212,7 +223,7 @@ class _Collector:
         self._top, self._spread = (Largest(n, size, fields) for size in kept)
         self._sample = Largest(n, 512, ("value",))
         self._active = np.zeros(n, np.int64)
-        self._maximum = np.zeros(n)
+        self._maximum, self._total = np.zeros(n), np.zeros(n)
 
     def add(self, block: _Block, tokens: Tensor, features: Tensor, values: Tensor) -> None:
         """Takes the active entries of a block, ordered by token, then feature."""
@@ -222,6 +233,7 @@ class _Collector:
         activations = values.cpu().double().numpy()[kept]
         self._active += np.bincount(slots, minlength=self._n)
         np.maximum.at(self._maximum, slots, activations)
+        self._total += np.bincount(slots, activations, minlength=self._n)
         keys = self._rng.random(len(slots))
         passing = self._sample.accepts(slots, keys)
         self._sample.add(slots[passing], keys[passing], value=activations[passing])
@@ -255,7 +267,11 @@ class _Collector:
         }
 
     def result(
-        self, layer: int, seen: int, lists: Sequence[list[list[tuple[int, float]]]]
+        self,
+        layer: int,
+        seen: int,
+        norms: Sequence[float],
+        lists: Sequence[list[list[tuple[int, float]]]],
     ) -> list[FeatureEvidence]:
         top, spread = (_by_slot(largest, self._n) for largest in (self._top, self._spread))
         sample = self._sample.entries()
@@ -266,6 +282,8 @@ class _Collector:
                 seen,
                 int(self._active[slot]),
                 float(self._maximum[slot]),
+                float(self._total[slot]) / seen,
+                norms[slot],
                 self._examples(top[slot]),
                 _intervals(self._examples(spread[slot])),
                 sorted(sample["value"][sample["slot"] == slot].tolist()) if sample else [],

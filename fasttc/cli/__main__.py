@@ -20,6 +20,7 @@ VERBS = {  # verb -> (module, one line for the overview)
     "intervene": ("intervene", "Change features of the running model and see what it answers."),
     "graph": ("graph", "Prune, merge, compare, trace, view and export attribution graphs."),
     "features": ("features", "What features stand for: examples, logits, firing rates, as feature files."),
+    "categories": ("categories", "Features by relevance and correctness, from labels or a judge."),
     "inspect": ("inspect", "What a transcoder set, a graph or a model folder holds."),
     "bench": ("bench", "Benchmarks."),
 }

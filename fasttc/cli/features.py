@@ -1,17 +1,21 @@
-"""``fasttc features``: evidence for what features stand for, as files that graph viewers read."""
+"""``fasttc features``: evidence for what features stand for, as files that viewers, people and judges read."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fasttc.cli._adapters import load_adapters, load_pair, parse_features
 from fasttc.cli._common import Run, load_model, load_transcoders, table, verb
 from fasttc.cli._data import data_options
 
 
 @click.command("features")
 @click.argument("model")
-@click.option("--transcoders", required=True, help="Folder or hub reference of the transcoders.")
+@click.option("--transcoders", help="Folder or hub reference of the transcoders.")
+@click.option("--adapters", help="Adapters instead, looked at in the hybrid of MODEL with --base.")
+@click.option("--base", help="With --adapters: the model that MODEL was fine-tuned from.")
 @data_options(batch_size=32)
 @click.option("--features", "chosen", help="Which, as LAYER:INDEX pairs: 0:12,3:7.")
 @click.option(
@@ -21,16 +25,17 @@ from fasttc.cli._data import data_options
 )
 @click.option("--all", "everything", is_flag=True, help="All features of all layers instead.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; of lines: the file."
 )
 @click.option("--scan", default="features", show_default=True, help="Name of the set in the files.")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["plain", "packed"]),
+    type=click.Choice(["plain", "packed", "lines"]),
     default="plain",
     show_default=True,
-    help="plain: OUT/SCAN/ID.json for each feature; packed: OUT/index.json.gz and one file per layer.",
+    help="plain: OUT/SCAN/ID.json for each feature; packed: OUT/index.json.gz and one file per layer; "
+    "lines: one JSON object per line, for a person or a judge.",
 )
 @click.option("--split", default="train", show_default=True, help="train, validation or test.")
 @click.option("--tokens", default=1_000_000, show_default=True, help="About how many; 0: the whole split.")
@@ -39,57 +44,62 @@ from fasttc.cli._data import data_options
 def command(
     run: Run,
     model: str,
-    transcoders: str,
+    transcoders: str | None,
+    adapters: str | None,
+    base: str | None,
     data: str,
-    text: str | None,
-    context: int,
-    batch_size: int,
-    split_seed: int,
     chosen: str | None,
     graph: Path | None,
     everything: bool,
     out: Path,
     scan: str,
     kind: str,
-    split: str,
     tokens: int,
     examples: int,
+    **options: Any,
 ) -> None:
-    """Collect what features of MODEL's transcoders stand for, in one pass over text.
+    """Collect what features of MODEL's transcoders or adapters stand for, in one pass over text.
 
     Top and sampled examples in context, tokens promoted and suppressed, tokens that drive the feature, histogram,
     firing rate: as the feature files of circuit-tracer's and Neuronpedia's viewers. `fasttc graph view` shows them too.
+    As lines: figures, tokens and the strongest examples as marked text. Next: `fasttc categories`.
     """
     from fasttc.analysis import feature_evidence
-    from fasttc.report.feature_files import write_packed, write_plain
+    from fasttc.models import hybrid
 
     if not scan or "/" in scan or scan.startswith("."):
         raise ValueError(f"--scan: expected a plain name, got {scan!r}")
+    if out.exists() and (kind == "lines") != out.is_file():
+        expected, got = ("file", "folder") if kind == "lines" else ("folder", "file")
+        raise ValueError(f"--out: expected a {expected} for --format {kind}, {out} is a {got}")
     wanted = _wanted(chosen, graph, everything)
-    language_model, tokenizer = load_model(run, model)
-    tcs = load_transcoders(run, transcoders)
-    found = feature_evidence(
-        language_model,
-        tcs,
-        data,
-        wanted,
-        tokenizer=tokenizer,
-        text=text,
-        split=split,
-        tokens=tokens or None,
-        batch_size=batch_size,
-        context=context,
-        split_seed=split_seed,
-        examples=examples,
-        sampled=examples,
-        seed=run.seed,
-        progress=True,
-    )
-    names = _names(language_model, tokenizer)
-    if kind == "packed":
-        where = write_packed(out, scan, found, names, tcs[0].n_features)
+    if (transcoders is None) == (adapters is None):
+        raise ValueError("expected exactly one of --transcoders and --adapters")
+    if (adapters is None) != (base is None):
+        raise ValueError("expected --adapters and --base together, got one of them")
+    if base is None:
+        (language_model, tokenizer), tcs = load_model(run, model), load_transcoders(run, transcoders or "")
+        place: Any = nullcontext()
     else:
-        where = write_plain(out, scan, found, names)
+        language_model, base_model, tokenizer = load_pair(run, model, base)
+        tcs = load_adapters(run, adapters or "")
+        place = hybrid(language_model, base_model, tcs)
+    with place:
+        found = feature_evidence(
+            language_model,
+            tcs,
+            data,
+            wanted,
+            tokenizer=tokenizer,
+            tokens=tokens or None,
+            examples=examples,
+            sampled=examples,
+            seed=run.seed,
+            progress=True,
+            **options,
+        )
+    names = _names(language_model, tokenizer)
+    where = _write(out, kind, scan, found, names, tokenizer, tcs[0].n_features)
     rows = [
         {
             "layer": e.layer,
@@ -108,6 +118,22 @@ def command(
     )
 
 
+def _write(
+    out: Path, kind: str, scan: str, found: Any, names: list[str], tokenizer: Any, n_features: int
+) -> Path:
+    from fasttc.report.feature_files import write_lines, write_packed, write_plain
+
+    if kind == "packed":
+        return write_packed(out, scan, found, names, n_features)
+    if kind == "plain":
+        return write_plain(out, scan, found, names)
+
+    def decode(ids: list[int]) -> str:
+        return " ".join(names[i] for i in ids) if tokenizer is None else tokenizer.decode(ids)
+
+    return write_lines(out, found, names, decode)
+
+
 def _wanted(chosen: str | None, graph: Path | None, everything: bool) -> list[tuple[int, int]] | None:
     if (chosen is not None) + (graph is not None) + everything != 1:
         raise ValueError("expected exactly one of --features, --graph and --all")
@@ -115,15 +141,7 @@ def _wanted(chosen: str | None, graph: Path | None, everything: bool) -> list[tu
         from fasttc.graph import Graph
 
         return sorted({(layer, index) for layer, _, index in Graph.load(graph).features.tolist()})
-    return None if chosen is None else [_pair(text) for text in chosen.split(",")]
-
-
-def _pair(text: str) -> tuple[int, int]:
-    try:
-        layer, index = (int(part) for part in text.split(":"))
-    except ValueError as error:
-        raise ValueError(f"--features: expected LAYER:INDEX pairs (0:12,3:7), got {text!r}") from error
-    return layer, index
+    return None if chosen is None else parse_features(chosen, "--features")
 
 
 def _names(model: Any, tokenizer: Any) -> list[str]:

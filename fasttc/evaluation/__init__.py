@@ -13,9 +13,11 @@ from fasttc.evaluation.evaluator import evaluate as evaluate
 from fasttc.evaluation.report import FeatureReport as FeatureReport
 from fasttc.evaluation.report import LayerReport as LayerReport
 from fasttc.evaluation.report import Report as Report
+from fasttc.evaluation.responses import response_length as response_length
 from fasttc.evaluation.tasks import Question as Question
 from fasttc.evaluation.tasks import TaskReport as TaskReport
 from fasttc.evaluation.tasks import evaluate_task as evaluate_task
+from fasttc.evaluation.tasks import question_ids as question_ids
 from fasttc.evaluation.tasks import read_questions as read_questions
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "evaluate",
     "evaluate_adapters",
     "evaluate_task",
+    "question_ids",
     "read_questions",
     "recovery",
+    "response_length",
 ]

@@ -1,6 +1,6 @@
 """How much of a fine-tuning adapters hold: distance to the target layer by layer, and what they win back of a score."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,16 +120,20 @@ class Recovery:
 
 @torch.no_grad()
 def recovery(
-    target: nn.Module, base: nn.Module, adapters: AdapterSet, score: Callable[[nn.Module], float]
-) -> Recovery:
-    """Any score that can be had from a model: accuracy on a task, length of responses, rate of a word.
+    target: nn.Module,
+    base: nn.Module,
+    adapters: AdapterSet,
+    scores: Callable[[nn.Module], Mapping[str, float]],
+) -> dict[str, Recovery]:
+    """Any scores that can be had from a model, by name: accuracy on a task, length of responses, rate of a word.
 
     Args:
         target, base, adapters: see :func:`fasttc.models.hybrid`.
-        score: called with the target as it is, as hybrid, and as adapted hybrid.
+        scores: called with the target as it is, as hybrid, and as adapted hybrid; the same names each time.
     """
-    own = float(score(target))
+    own = scores(target)
     with hybrid(target, base):
-        without = float(score(target))
+        without = scores(target)
     with hybrid(target, base, adapters):
-        return Recovery(own, without, float(score(target)))
+        found = scores(target)
+    return {name: Recovery(float(own[name]), float(without[name]), float(found[name])) for name in own}

@@ -283,9 +283,7 @@ def _write(
         )
     answers, exact, f1 = [], [], []
     for question in questions:
-        ((ids, start),) = encode_exchanges(tokenizer, [Exchange(question.prompt, question.answer)], chat=chat)
-        prompt, _ = _fit(ids[:start], start, tokenizer, room)
-        prompt = prompt[-(room - max_new_tokens) :]
+        prompt = question_ids(question, tokenizer, room - max_new_tokens, chat=chat)
         limit = len(prompt) + max_new_tokens
         eos = getattr(tokenizer, "eos_token_id", None)
         (written,) = sample(model, prompt, max_tokens=limit, temperature=0, eos_id=eos)
@@ -296,6 +294,13 @@ def _write(
         bar.update()
     n = len(questions)
     return TaskReport("text", n, sum(exact) / n, f1=sum(f1) / n, answers=tuple(answers))
+
+
+def question_ids(question: Question, tokenizer: Any, room: int, *, chat: bool = False) -> list[int]:
+    """A question's prompt as token ids, BOS in front where there is one; its beginning is lost beyond ``room``."""
+    ((ids, start),) = encode_exchanges(tokenizer, [Exchange(question.prompt, question.answer)], chat=chat)
+    prompt, _ = _fit(ids[:start], start, tokenizer, room)
+    return prompt
 
 
 def token_f1(text: str, reference: str) -> float:

@@ -3,14 +3,15 @@
 *Plain*: one file ``<scan>/<id>.json`` per feature, where the id is Cantor's pairing of layer and index, as in graph
 files. *Packed*: ``index.json.gz``, a list with ``{"filename", "offsets"}`` per layer, and ``layer_<i>.bin``. The
 record of feature ``f`` lies at ``offsets[f]`` to ``offsets[f + 1]``: four bytes little-endian length, then
-zlib-compressed JSON; that of a feature without evidence is empty. Viewers fetch records by byte range.
+zlib-compressed JSON; that of a feature without evidence is empty. Viewers fetch records by byte range. *Lines*: one
+JSON object per line and feature, for people and judges: figures, tokens, and the strongest examples as marked text.
 """
 
 import gzip
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fasttc.analysis import Example, FeatureEvidence
 from fasttc.graph.export import feature_number
 
 BINS = 40
+MARKS = "«", "»"
+"""Around the token of an example on which the feature is most active."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -96,3 +99,60 @@ def write_packed(
 
 def _encoded(evidence: FeatureEvidence, names: Sequence[str], scan: str) -> bytes:
     return json.dumps(feature_json(evidence, names, scan)).encode()
+
+
+def write_lines(
+    path: str | Path,
+    found: Iterable[FeatureEvidence],
+    names: Sequence[str],
+    decode: Callable[[list[int]], str],
+) -> Path:
+    """Writes one line of JSON per feature (see :func:`feature_line`), the file whole or absent; returns it."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for evidence in found:
+            file.write(json.dumps(feature_line(evidence, names, decode), ensure_ascii=False) + "\n")
+    return Path(path)
+
+
+def feature_line(
+    evidence: FeatureEvidence, names: Sequence[str], decode: Callable[[list[int]], str]
+) -> dict[str, Any]:
+    """One feature for a reader: what it is named by, its figures, its tokens, and its strongest examples.
+
+    Args:
+        evidence: of the feature.
+        names: the text of every token id.
+        decode: the text of several ids together.
+    """
+    return {
+        "id": f"{evidence.layer}:{evidence.index}",
+        "layer": evidence.layer,
+        "feature": evidence.index,
+        "firing_rate": evidence.rate,
+        "max_activation": evidence.maximum,
+        "mean_activation": evidence.mean,
+        "decoder_norm": evidence.decoder_norm,
+        "strength": evidence.strength,
+        "promoted": [names[token] for token, _ in evidence.promoted],
+        "suppressed": [names[token] for token, _ in evidence.suppressed],
+        "examples": [_marked(example, names, decode) for example in evidence.top],
+    }
+
+
+def _marked(example: Example, names: Sequence[str], decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    """The text around a peak with the peak's token marked: parts of one decoded text, since spaces depend on it."""
+    text = decode(example.tokens)
+    start, stop = (_shared(decode(example.tokens[: example.peak + more]), text) for more in (0, 1))
+    token = text[start:stop]
+    start += len(token) - len(token.lstrip() or token)  # a space before a word stays outside
+    return {
+        "text": f"{text[:start]}{MARKS[0]}{text[start:stop]}{MARKS[1]}{text[stop:]}",
+        "token": names[example.tokens[example.peak]],
+        "activation": example.activations[example.peak],
+    }
+
+
+def _shared(one: str, other: str) -> int:
+    """Length of the beginning that two texts share."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

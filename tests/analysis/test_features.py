@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from fasttc import Transcoder, TranscoderSet
+from fasttc import AdapterSet, Transcoder, TranscoderAdapter, TranscoderSet
 from fasttc.analysis import feature_evidence
 from fasttc.analysis.largest import Largest
-from fasttc.models import anatomy, default_sites, embedding_inputs, logit_directions
+from fasttc.evaluation import evaluate_adapters
+from fasttc.models import (
+    adapter_sites,
+    anatomy,
+    default_sites,
+    embedding_inputs,
+    hybrid,
+    logit_directions,
+)
 from fasttc.training.activations import activation_source
 from fasttc.training.data import open_data
 
@@ -79,6 +87,8 @@ def test_counts_examples_and_samples_are_those_of_a_dense_pass(setting):
         assert evidence.n_tokens == len(column)
         assert evidence.n_active == int((column != 0).sum())
         assert evidence.maximum == pytest.approx(column.max().item())
+        norm = tcs[evidence.layer].W_dec[evidence.index].double().norm().item()
+        assert evidence.strength == pytest.approx(column.mean().item() * norm)
         assert evidence.sample == pytest.approx(column[column != 0].sort().values.tolist())
         peaks = sorted((column[pieces == p].max().item() for p in pieces.unique()), reverse=True)
         peaks = [peak for peak in peaks if peak > 0]
@@ -156,3 +166,22 @@ def test_embedding_inputs_are_what_the_site_reads_of_a_lone_embedding(tiny_model
     gained = unit * (weights["weight"] + parts.gain_offset) + weights.get("bias", 0)
     wanted = {"mlp_in": gained, "normalized": unit, "resid_mid": rows}[x]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_adapters_inside_a_hybrid(tiny_model):
+    """How often they fire is what the evaluation of the hybrid counts; outside of it they see other inputs."""
+    target, base = tiny_model("gemma2"), tiny_model("gemma2", seed=1)
+    adapters = [TranscoderAdapter(32, 12).eval() for _ in range(3)]
+    for adapter in adapters:
+        torch.nn.init.normal_(adapter.W_dec)
+    adapters = AdapterSet(adapters, adapter_sites(target))
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in [5, 9, 30, 17, 24] * 3]
+    data = open_data(target, documents, context=16)
+    with hybrid(target, base, adapters):
+        inside = feature_evidence(target, adapters, data, tokens=None)
+    outside = feature_evidence(target, adapters, data, tokens=None)
+    measured = evaluate_adapters(target, base, adapters, data, split="train", tokens=None, per_layer=False)
+    for layer, l0 in enumerate(measured.adapted.l0):
+        assert sum(e.rate for e in inside if e.layer == layer) == pytest.approx(l0)
+    assert [e.n_active for e in inside] != [e.n_active for e in outside]

@@ -1,6 +1,7 @@
 """Words and features: counting, first-order effects, controls that match, and when an effect counts."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -146,4 +147,6 @@ def test_evaluation_and_recovery(pair, data):
     assert found.single_adapted_kl == found.single_hybrid_kl
     assert found.to_dict()["adapted"]["mean_l0"] == found.adapted.mean_l0
     scores = iter([3.0, 1.0, 2.0])
-    assert recovery(target, base, adapters, lambda model: next(scores)).recovered == 0.5
+    won = recovery(target, base, adapters, lambda model: {"score": next(scores), "same": 1.0})
+    assert won["score"].recovered == 0.5
+    assert math.isnan(won["same"].recovered)

@@ -4,12 +4,13 @@ import gzip
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 
 from fasttc.analysis import Example, FeatureEvidence
 from fasttc.graph.export import feature_number
-from fasttc.report.feature_files import BINS, feature_json, write_packed, write_plain
+from fasttc.report.feature_files import BINS, feature_json, write_lines, write_packed, write_plain
 
 NAMES = ["a", "</script>", "<b>", "d", "é"]
 
@@ -17,7 +18,7 @@ NAMES = ["a", "</script>", "<b>", "d", "é"]
 def _evidence(layer, index):
     example = Example([0, 1, 4], [0.0, 2.5, 0.0], 1)
     return FeatureEvidence(
-        layer, index, 200, 3, 2.5, [example], [[example], [], [], []], [0.5, 1.0, 2.5],
+        layer, index, 200, 3, 2.5, 0.02, 1.5, [example], [[example], [], [], []], [0.5, 1.0, 2.5],
         [(1, 3.0)], [(2, -1.0)], [(3, 0.5)],
     )  # fmt: skip
 
@@ -40,7 +41,9 @@ def test_json_has_what_the_viewers_read():
 
 
 def test_a_feature_that_never_fires_has_a_file_too(tmp_path):
-    silent = FeatureEvidence(0, 1, 10, 0, 0.0, [], [[], [], [], []], [], [(0, 1.0)], [(1, -1.0)], [(2, 0.0)])
+    silent = FeatureEvidence(
+        0, 1, 10, 0, 0.0, 0.0, 1.0, [], [[], [], [], []], [], [(0, 1.0)], [(1, -1.0)], [(2, 0.0)]
+    )
     content = json.loads(next(write_plain(tmp_path, "s", [silent], NAMES).iterdir()).read_text())
     assert content["activation_frequency"] == 0.0
     assert content["examples_quantiles"][0]["examples"] == []
@@ -77,3 +80,29 @@ def test_packed_records_are_found_by_their_offsets(tmp_path):
     first = (folder / "index.json.gz").read_bytes()
     write_packed(tmp_path / "packed", "set", found, NAMES, n_features=5)
     assert (folder / "index.json.gz").read_bytes() == first, "not the same bytes from run to run"
+
+
+def test_lines_show_each_feature_to_a_reader(tmp_path, tiny_tokenizer):
+    names = [tiny_tokenizer.decode([i]) for i in range(61)]
+    examples = [Example([5, 6, 7], [0.0, 2.5, 1.0], 1), Example([8], [0.5], 0)]
+    loud = replace(_evidence(2, 7), top=examples, promoted=[(9, 1.0)], suppressed=[(4, -1.0)])
+    silent = replace(_evidence(3, 0), n_active=0, top=[], maximum=0.0, mean=0.0)
+    path = write_lines(tmp_path / "f.jsonl", [loud, silent], names, tiny_tokenizer.decode)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert [example["text"] for example in first.pop("examples")] == ["t5 «t6» t7", "«t8»"]
+    assert first == {
+        "id": "2:7", "layer": 2, "feature": 7, "firing_rate": 0.015, "max_activation": 2.5, "mean_activation": 0.02,
+        "decoder_norm": 1.5, "strength": 0.02 * 1.5, "promoted": ["t9"], "suppressed": ["t4"],
+    }  # fmt: skip
+    assert (second["id"], second["strength"], second["examples"]) == ("3:0", 0.0, [])
+
+
+def test_marks_stand_in_the_whole_text_where_tokens_are_parts_of_letters(tmp_path):
+    pieces = [b"a", "é".encode()[:1], "é".encode()[1:], b" b"]
+
+    def decode(ids):
+        return b"".join(pieces[i] for i in ids).decode("utf-8", "replace")
+
+    evidence = replace(_evidence(0, 0), top=[Example([0, 1, 2, 3], [0.0, 0.0, 1.0, 0.0], 2)])
+    path = write_lines(tmp_path / "f.jsonl", [evidence], ["?"] * 5, decode)
+    assert json.loads(path.read_text())["examples"][0]["text"] == "a«é» b"
