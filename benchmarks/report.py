@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import adaptation_report, finetuning, record
+from . import adaptation_report, adapters_report, finetuning, record
 from .plot import bars
 
 BLOCK = re.compile(
@@ -94,6 +94,12 @@ def _finetuning(data: dict[str, Any]) -> str:
     return f"{finetuning.table(data['rows'])}\n\n{source_line(data['environment'])}"
 
 
+def _adapters(data: dict[str, Any]) -> str:
+    environment = data["environment"]
+    of_seeds = f"{environment['device']}, torch {environment['torch']}; commit {environment['commit']}, "
+    return f"{adapters_report.tables(data['rows'])}\n\n{of_seeds}{adapters_report.seeds(data['rows'])}."
+
+
 def _aot(data: dict[str, Any]) -> str:
     """Per module, the largest registers and shared memory on each architecture."""
     targets = list(dict.fromkeys(row["target"] for row in data["rows"]))
@@ -127,6 +133,7 @@ def rendered(text: str, results: Path) -> str:
         data = record.read(path)
         tables = {
             "adaptation": _adaptation,
+            "adapters": _adapters,
             "aot": _aot,
             "attribution": _attribution,
             "cpu": _cpu,
