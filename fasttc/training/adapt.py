@@ -11,22 +11,8 @@ import torch
 from fasttc.models import check_match
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source, activation_source
-from fasttc.training.closed_form import (
-    HELD_OUT_TOKENS,
-    collect_after,
-    held_out_watch,
-    refit_first,
-    refit_last,
-    sample,
-)
-from fasttc.training.fit import (
-    announce,
-    finish_transcoders,
-    model_name,
-    run_loop,
-    save_result,
-    validation_quality,
-)
+from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
+from fasttc.training.fit import Fitting, announce, save_result, validation_quality
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import Refit, TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
@@ -134,7 +120,6 @@ def adapt(
     check_match(model, tcs, tcs.layers)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
-    stream = tokens.stream("train", config.block_rows, seed=config.seed)
     numbers = range(len(tcs))[run.processes.share(len(tcs))]
     announce(run, model, [tcs[n] for n in numbers], config, tokens.context, config.trained())
     reading = activation_source(model, tcs.sites, source, config.batch_size, run.processes, config.device)
@@ -143,10 +128,9 @@ def adapt(
         transcoders = [_working_copy(tcs[n], x) for n, x in zip(numbers, held_out[0], strict=True)]
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
-        refits = refit_first(activations, transcoders, stream, config, held_out)
+        fitting = Fitting("adapt", model, tokens, config, run, activations, held_out)
+        fitting.refit_first(transcoders)
         objective = _objective(config, tcs[0], before, tokens.context)
-        steps = config.steps(tokens.context, refits.tokens)
-        lr, parts = config.lr or RATE * default_lr(tcs[0].d_in), config.parts(tokens.context)
         task = TranscoderTask(
             transcoders,
             activations,
@@ -154,31 +138,22 @@ def adapt(
             [activation_scales(x, y) for x, y in zip(*held_out, strict=True)],
             numbers=numbers,
             trained=config.trained(),
-            collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
-            parts=parts,
+            collect_after=collect_after(config, fitting.updates, COLLECT_AFTER),
+            parts=config.parts(tokens.context),
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        origin = {"sites": [site.to_dict() for site in activations.sites], "base": _fingerprint(tcs)}
-        watch = held_out_watch(task, held_out, config, steps)
-        outcome = run_loop(task, tokens, model, config, lr, run, origin, stream, refits.tokens, watch)
-        refit_last(task, held_out, refits)
-        layers = validation_quality(activations, transcoders, tokens, config)
         target = objective.target_l0
-        settings = {**config.to_dict(), "lr": lr, "context": tokens.context, "trained": config.trained()}
-        settings["target_l0"] = list(target) if isinstance(target, tuple) else target
-        provenance = {"model": model_name(model), "base": dict(tcs.metadata)}
-        adapted, report = finish_transcoders(
-            "adapt",
+        adapted, report = fitting.finish(
             task,
-            activations,
-            outcome,
-            tokens,
-            settings,
-            layers,
-            before,
-            provenance,
-            refits.of_all(run.processes),
+            config.lr or RATE * default_lr(tcs[0].d_in),
+            settings={
+                "trained": config.trained(),
+                "target_l0": list(target) if isinstance(target, tuple) else target,
+            },
+            identity={"base": _fingerprint(tcs)},
+            provenance={"base": dict(tcs.metadata)},
+            before=before,
         )
         for transcoder, base in zip(adapted, tcs, strict=True):
             transcoder.to(base.W_enc.dtype)

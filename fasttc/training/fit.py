@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fasttc._files import write_json
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source
 from fasttc.training.checkpoint import model_fingerprint
+from fasttc.training.closed_form import Activations, Refits, held_out_watch, refit_first, refit_last
 from fasttc.training.data import TokenData, TokenStream
 from fasttc.training.distributed import Processes
 from fasttc.training.loop import Loop, Outcome, Run
@@ -92,28 +93,86 @@ def run_loop(
     return replace(outcome, tokens=outcome.tokens + taken)
 
 
-def finish_transcoders(
-    kind: str,
-    task: TranscoderTask,
-    source: Source,
-    outcome: Outcome,
-    data: TokenData,
-    config: dict[str, Any],
-    layers: list[LayerQuality],
-    before: list[LayerQuality],
-    provenance: dict[str, Any],
-    refits: dict[str, Any],
-) -> tuple[TranscoderSet, TranscoderReport]:
-    """The trained set in evaluation mode, with its report in the metadata."""
-    report = TranscoderReport(
-        **common(kind, outcome, data, config["seed"], config), layers=layers, before=before, refits=refits
-    )
-    transcoders = _of_all_processes(task.transcoders, source.processes)
-    for transcoder in transcoders:
-        transcoder.eval().requires_grad_(True)
-    training = {key: value for key, value in report.to_dict().items() if key != "last"}
-    metadata = {"fasttc_version": fasttc.__version__, **provenance, "training": training}
-    return TranscoderSet(transcoders, source.sites, metadata), report
+@dataclass
+class Fitting:
+    """One training of transcoders, from its first closed form to the set on disk.
+
+    Attributes:
+        kind: "scratch" or "adapt".
+        model, data, options: of the training.
+        run: see :class:`fasttc.training.loop.Run`.
+        source: of activations, open.
+        held_out: activations of validation tokens, which choose ridges and the best weights.
+        stream: of training blocks.
+        refits: what closed forms have done so far.
+    """
+
+    kind: str
+    model: nn.Module
+    data: TokenData
+    options: TranscoderOptions
+    run: Run
+    source: Source
+    held_out: Activations
+    stream: TokenStream = field(init=False)
+    refits: Refits = field(default_factory=Refits)
+
+    def __post_init__(self) -> None:
+        self.stream = self.data.stream("train", self.options.block_rows, seed=self.options.seed)
+
+    def refit_first(self, transcoders: Sequence[Transcoder]) -> None:
+        """See :func:`fasttc.training.closed_form.refit_first`."""
+        self.refits = refit_first(self.source, transcoders, self.stream, self.options, self.held_out)
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps in what the first closed form has left of the budget."""
+        blocks = self.options.steps(self.data.context, self.refits.tokens)
+        return blocks * self.options.parts(self.data.context)
+
+    def finish(
+        self,
+        task: TranscoderTask,
+        lr: float,
+        *,
+        settings: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
+        provenance: dict[str, Any] | None = None,
+        before: Sequence[LayerQuality] = (),
+    ) -> tuple[TranscoderSet, TranscoderReport]:
+        """Trains, refits, measures: the set in evaluation mode with its report in the metadata, and the report.
+
+        Args:
+            task: of all layers.
+            lr: learning rate at its height.
+            settings: for the report, besides the options.
+            identity: what a checkpoint has to agree on, besides options, data and model.
+            provenance: for the metadata of the set.
+            before: quality before the training.
+        """
+        options, source = self.options, self.source
+        steps = options.steps(self.data.context, self.refits.tokens)
+        watch = held_out_watch(task, self.held_out, options, steps)
+        extra = {"sites": [site.to_dict() for site in source.sites], **(identity or {})}
+        taken = self.refits.tokens
+        outcome = run_loop(
+            task, self.data, self.model, options, lr, self.run, extra, self.stream, taken, watch
+        )
+        refit_last(task, self.held_out, self.refits)
+        layers = validation_quality(source, task.transcoders, self.data, options)
+        config = {**options.to_dict(), "lr": lr, "context": self.data.context, **(settings or {})}
+        report = TranscoderReport(
+            **common(self.kind, outcome, self.data, options.seed, config),
+            layers=layers,
+            before=list(before),
+            refits=self.refits.of_all(source.processes),
+        )
+        transcoders = _of_all_processes(task.transcoders, source.processes)
+        for transcoder in transcoders:
+            transcoder.eval().requires_grad_(True)
+        training = {key: value for key, value in report.to_dict().items() if key != "last"}
+        origin = {"fasttc_version": fasttc.__version__, "model": model_name(self.model), **(provenance or {})}
+        return TranscoderSet(transcoders, source.sites, {**origin, "training": training}), report
 
 
 def _of_all_processes(own: list[Transcoder], processes: Processes) -> list[Transcoder]:

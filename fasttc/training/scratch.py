@@ -13,22 +13,8 @@ from fasttc.models import anatomy, default_sites
 from fasttc.nn import Site, Transcoder, TranscoderSet
 from fasttc.nn.transcoder import Activation, TranscoderConfig
 from fasttc.training.activations import Source, activation_source
-from fasttc.training.closed_form import (
-    HELD_OUT_TOKENS,
-    collect_after,
-    held_out_watch,
-    refit_first,
-    refit_last,
-    sample,
-)
-from fasttc.training.fit import (
-    announce,
-    finish_transcoders,
-    model_name,
-    run_loop,
-    save_result,
-    validation_quality,
-)
+from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
+from fasttc.training.fit import Fitting, announce, save_result
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.report import TranscoderReport
@@ -138,16 +124,14 @@ def train(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
-    stream = tokens.stream("train", config.block_rows, seed=config.seed)
     reading = activation_source(model, chosen, source, config.batch_size, run.processes, config.device)
     with seeded(config.seed), reading as activations:
         xs, ys = sample(activations, tokens, "train", config.batch_size, INITIAL_TOKENS)
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
         transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start)
         announce(run, model, transcoders, config, tokens.context)
-        refits = refit_first(activations, transcoders, stream, config, held_out)
-        steps = config.steps(tokens.context, refits.tokens)
-        lr, parts = config.lr or default_lr(anatomy(model).d_model), config.parts(tokens.context)
+        fitting = Fitting("scratch", model, tokens, config, run, activations, held_out)
+        fitting.refit_first(transcoders)
         task = TranscoderTask(
             transcoders,
             activations,
@@ -155,30 +139,12 @@ def train(
             [activation_scales(x, y) for x, y in zip(xs, ys, strict=True)],
             numbers=range(len(activations.sites))[activations.own],
             decoder_scale=1.0,
-            collect_after=collect_after(config, parts * steps, COLLECT_AFTER),
-            parts=parts,
+            collect_after=collect_after(config, fitting.updates, COLLECT_AFTER),
+            parts=config.parts(tokens.context),
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        where = {"sites": [site.to_dict() for site in activations.sites]}
-        watch = held_out_watch(task, held_out, config, steps)
-        outcome = run_loop(task, tokens, model, config, lr, run, where, stream, refits.tokens, watch)
-        refit_last(task, held_out, refits)
-        layers = validation_quality(activations, transcoders, tokens, config)
-        settings = {**config.to_dict(), "lr": lr, "context": tokens.context}
-        provenance = {"model": model_name(model)}
-        tcs, report = finish_transcoders(
-            "scratch",
-            task,
-            activations,
-            outcome,
-            tokens,
-            settings,
-            layers,
-            [],
-            provenance,
-            refits.of_all(run.processes),
-        )
+        tcs, report = fitting.finish(task, config.lr or default_lr(anatomy(model).d_model))
     save_result(run, out, tcs.save_pretrained, report)
     return tcs, report
 
