@@ -38,25 +38,30 @@ def ids_of(graph: Any) -> list[str]:
 
 
 def nodes_named(graph: Any, ids: list[str], given: Iterable[str], groups: Any, option: str) -> list[int]:
-    """Numbers of the nodes that a user named: ids, ``LAYER/FEATURE`` at any position, or groups of a supernode file.
+    """Numbers of the nodes that a user named: ids, ``LAYER/FEATURE`` at any position (``LAYER/A17``: the adapter's), or
+    groups of a supernode file.
 
     Raises:
         ValueError: a name that is none of these in this graph.
     """
-    from fasttc.graph import concept_nodes, whole_graph
+    from fasttc.graph import whole_graph
+    from fasttc.graph.names import feature_numbers
 
+    whole = whole_graph(graph)
+    by_name: dict[str, list[int]] = {}
+    for node, (layer, own) in enumerate(
+        zip(whole.features[:, 0].tolist(), feature_numbers(whole), strict=True)
+    ):
+        by_name.setdefault(f"{layer}/{own}", []).append(node)
     number = {node_id: node for node, node_id in enumerate(ids) if node_id}
     found: list[int] = []
     for name in given:
-        layer, _, index = name.partition("/")
         if name in number:
             here = [number[name]]
         elif groups is not None and name in groups.groups:
             here = [number[member] for member in groups.groups[name] if member in number]
-        elif layer.isdigit() and index.isdigit():
-            here = concept_nodes(whole_graph(graph), {(int(layer), int(index))})
         else:
-            here = []
+            here = by_name.get(name, [])
         if not here:
             raise ValueError(
                 f"{option}: expected a node id, LAYER/FEATURE or the name of a group of this graph, got {name!r}"

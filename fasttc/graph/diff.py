@@ -109,7 +109,8 @@ def diff(
             what it dropped: there, what is not kept has influence 0.
         supernodes: groups by node id; the influence that enters a group from outside is compared.
         carried: features (layer, index) that still mean the same after fine-tuning. Others are not matched: they are
-            lost in one graph and gained in the other, and marked as not trusted. None: all are matched.
+            lost in one graph and gained in the other, and marked as not trusted. None: all are matched. Features of
+            adapters are in no such table and always matched by their number.
         paths: how many of the strongest paths to the first logit of each graph to compare; 0 for none.
         least_change: of influence, as a share of the logits', that counts as a change.
 
@@ -146,8 +147,9 @@ def _side(pruned: PrunedGraph, trusted: set[Feature] | None, owner: str) -> _Sid
     targets = np.repeat(np.arange(graph.n_nodes), np.diff(rows.row_ptr))
     flow = np.abs(rows.values) * (visited / np.maximum(total_mass(graph), MASS_FLOOR))[targets]
     keys: list[tuple[Any, ...]] = []
-    for layer, position, index in graph.features.tolist():
-        same = trusted is None or (layer, index) in trusted
+    adapted = graph.from_adapter.tolist()
+    for (layer, position, index), of_adapter in zip(graph.features.tolist(), adapted, strict=True):
+        same = trusted is None or of_adapter or (layer, index) in trusted
         keys.append(("feature", layer, position, index, "both" if same else owner))
     keys += [
         ("error", layer, position) for layer in range(graph.n_layers) for position in range(graph.n_tokens)

@@ -92,7 +92,7 @@ def _nodes(pruned: PrunedGraph, ids: list[str], labels: FeatureLabels) -> list[d
     graph = pruned.graph
     activations, probabilities = _numbers(graph.activations), _numbers(graph.logit_probs)
     cumulative = _numbers(pruned.cumulative.float())
-    nodes = []
+    nodes, owners = [], graph.owners
     for node_id, node in zip(ids, pruned.node_mask.nonzero().squeeze(1).tolist(), strict=True):
         position = int(graph.node_position[node])
         if node < graph.error_slice.start:
@@ -101,6 +101,8 @@ def _nodes(pruned: PrunedGraph, ids: list[str], labels: FeatureLabels) -> list[d
             entry["feature"] = feature_number(layer, index)
             entry["clerp"] = labels.get((layer, index), "")
             entry["activation"] = activations[node]
+            if owners:
+                entry["owner"] = owners[node]
         elif node < graph.token_slice.start:
             layer = int(graph.node_layer[node])
             entry = _node(node_id, str(layer), position, "mlp reconstruction error", f"{layer}_{position}-0")
@@ -151,6 +153,7 @@ def _metadata(
         named = graph.metadata.get("transcoders", [])
         transcoders = [named] if isinstance(named, str) else [str(name) for name in named or []]
     shares = {"node_threshold": pruned.node_threshold, "edge_threshold": pruned.edge_threshold}
+    own = {name: graph.metadata[name] for name in ("adapters_from",) if name in graph.metadata}
     return {
         "slug": slug,
         "scan": scan,
@@ -161,6 +164,7 @@ def _metadata(
         "schema_version": 1,
         "info": {"generator": {"name": "fasttc", "version": __version__}},
         "pruning_settings": shares,
+        **own,
     }
 
 
@@ -187,7 +191,9 @@ def graph_json(
 
     Returns:
         A dict that the published JSON schema accepts: nodes in node order, links by target and then source.
-        ``influence`` of a node is ``cumulative``, ``activation`` and ``weight`` are the graph's own numbers.
+        ``influence`` of a node is ``cumulative``, ``activation`` and ``weight`` are the graph's own numbers. In a graph
+        with adapters, features have an extra entry ``owner`` (``"transcoder"`` or ``"adapter"``), and ``metadata``
+        has ``adapters_from``.
 
     Raises:
         ValueError: a slug that cannot name a file.

@@ -200,6 +200,13 @@ class Graph:
         return self.features[:, 2] >= torch.tensor(first)[self.features[:, 0]]
 
     @cached_property
+    def owners(self) -> list[str]:
+        """Whose each feature is, ``"transcoder"`` or ``"adapter"``; n of them, none in a graph without adapters."""
+        if "adapters_from" not in self.metadata:
+            return []
+        return ["adapter" if own else "transcoder" for own in self.from_adapter.tolist()]
+
+    @cached_property
     def row_blocks(self) -> list[tuple[int, int]]:
         """Ranges ``(first, last)`` of the rows that have inputs, from the logits down to the lowest layer.
 

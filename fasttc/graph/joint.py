@@ -19,8 +19,8 @@ def joint_json(
     """The kept parts of both graphs as one object for the viewers of ``graph_json``.
 
     A node or link of both is written once, with the fine-tuned model's numbers. Nodes and links have an extra entry
-    ``owner`` (``"base"``, ``"tuned"`` or ``"both"``), which viewers may colour by; ``influence_base`` and
-    ``weight_base`` hold the base model's numbers.
+    ``owner`` (``"base"``, ``"tuned"``, ``"both"``, or ``"adapter"`` for an adapter's features), which viewers may
+    colour by; ``influence_base`` and ``weight_base`` hold the base model's numbers.
 
     Args:
         base, tuned: graphs of one prompt, pruned at 0.8 / 0.98 if they are whole.
@@ -59,5 +59,6 @@ def _union(base: dict[Any, Any], tuned: dict[Any, Any], number: str) -> list[dic
     rows = []
     for key, entry in {**base, **tuned}.items():
         owner = "both" if key in tuned and key in base else "tuned" if key in tuned else "base"
+        owner = "adapter" if entry.get("owner") == "adapter" else owner
         rows.append({**entry, "owner": owner, f"{number}_base": base[key][number] if key in base else None})
     return rows

@@ -68,8 +68,8 @@ def merge(
 
     Complete-link clustering on the distances of :func:`fasttc.graph.similarity.distances`: every two members of a
     supernode are alike. The tree is cut where the fewest supernodes are left with the measured loss within ``bounds``
-    (a grid of cuts, then bisection below the best), or where ``supernodes`` are left. Only nodes of one kind merge;
-    logits stay, tokens without an edge are left out.
+    (a grid of cuts, then bisection below the best), or where ``supernodes`` are left. Only nodes of one kind and owner
+    merge; logits stay, tokens without an edge are left out.
 
     Args:
         graph: a pruned graph, or a graph, which is pruned at 0.8 / 0.98.

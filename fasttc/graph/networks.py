@@ -18,9 +18,10 @@ _NO_CONTROL = dict.fromkeys(
 def to_networkx(graph: Graph | PrunedGraph | MergedGraph) -> Any:
     """A ``networkx.DiGraph`` of the kept nodes (of the supernodes, for a merged graph).
 
-    Nodes have ``name``, ``kind``, ``influence`` and, before merging, ``layer``, ``position`` and ``activation``
-    (features); edges run from source to target and have ``weight`` (normalised, for a merged graph) and, for a merged
-    graph, ``additive``. Names are text from elsewhere: characters that XML cannot hold are replaced.
+    Nodes have ``name``, ``kind``, ``influence`` and, before merging, ``layer``, ``position``, ``activation`` (features)
+    and ``owner`` (features, in a graph with adapters); edges run from source to target and have ``weight`` (normalised,
+    for a merged graph) and, for a merged graph, ``additive``. Names are text from elsewhere: characters that XML cannot
+    hold are replaced.
 
     Args:
         graph: a graph is pruned at 0.8 / 0.98.
@@ -51,6 +52,7 @@ def to_networkx(graph: Graph | PrunedGraph | MergedGraph) -> Any:
         about["influence"] = float(pruned.influence[node])
         if node < whole.n_features:
             about["activation"] = float(whole.activations[node])
+            about |= {"owner": whole.owners[node]} if whole.owners else {}
         made.add_node(ids[node], **about)
     targets, sources, weights = (tensor.tolist() for tensor in pruned.edges())
     for target, source, weight in zip(targets, sources, weights, strict=True):

@@ -98,7 +98,12 @@ def graph_from_json(content: Mapping[str, Any]) -> tuple[PrunedGraph, Supernodes
         tokens=tokens,
         logit_labels=[_label(node) for node in logits],
         prompt=str(about.get("prompt", "")),
-        metadata={"model": about.get("scan", ""), "imported": about, "ambiguous_links": ambiguous},
+        metadata={
+            "model": about.get("scan", ""),
+            "imported": about,
+            "ambiguous_links": ambiguous,
+            **_adapters(about, n_layers),
+        },
     )
     mask = torch.zeros(total, dtype=torch.bool)
     mask[list(number.values())] = True
@@ -120,6 +125,16 @@ def _found(node: Mapping[str, Any]) -> _Found:
     return _Found(
         str(node["node_id"]), kind, layer, position, number, float(value or 0.0), str(node.get("clerp") or "")
     )
+
+
+def _adapters(about: Mapping[str, Any], n_layers: int) -> dict[str, list[int]]:
+    """Where the features of adapters begin in each layer, in files that this package wrote of graphs with adapters."""
+    first = about.get("adapters_from")
+    if first is None:
+        return {}
+    if not isinstance(first, list) or len(first) != n_layers or not all(type(one) is int for one in first):
+        raise ValueError(f"adapters_from: expected {n_layers} integers, got {first!r:.80}")
+    return {"adapters_from": first}
 
 
 def _unpaired(pair: int) -> int:

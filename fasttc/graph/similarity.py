@@ -37,15 +37,15 @@ def check_evidence(graph: Graph, evidence: Sequence[Any]) -> list[Array]:
 def distances(graph: Graph, edges: Edges, nodes: Array, evidence: Sequence[Array]) -> Array:
     """Distances between nodes, in scipy's condensed form: ``1 - similarity``.
 
-    The similarity of two nodes of one kind is the mean of what applies to both:
+    The similarity of two nodes of one kind and owner is the mean of what applies to both:
 
     * the cosine of their *input profiles*: signed edges into each, as shares of its whole input;
     * the cosine of their *output profiles*: signed edges out of each, as shares of the whole input of their targets;
     * for features, the cosine of their rows in each array of ``evidence`` (decoder rows, encoder rows, activations on
       a corpus, ...).
 
-    The same feature at neighbouring positions gets half of what is missing to 1. Logits, and nodes of different kinds,
-    are ``APART``.
+    The same feature at neighbouring positions gets half of what is missing to 1. Logits, nodes of different kinds, and
+    features of a transcoder and of an adapter are ``APART``.
 
     Args:
         graph: of the pruned graph in its compact form.
@@ -60,7 +60,7 @@ def distances(graph: Graph, edges: Edges, nodes: Array, evidence: Sequence[Array
     condensed = np.empty(n * (n - 1) // 2)
     at = 0
     kind = graph.node_kind.numpy()[nodes]
-    identity = _identities(graph, nodes)
+    identity, owner = _identities(graph, nodes), _owners(graph)[nodes]
     for first, block in _similarity(graph, edges, nodes, kind, evidence):
         last = first + len(block)
         neighbours = (identity[first:last, None, 0] == identity[None, :, 0]) & (
@@ -68,7 +68,8 @@ def distances(graph: Graph, edges: Edges, nodes: Array, evidence: Sequence[Array
         )
         block[neighbours] += 0.5 * (1 - block[neighbours])
         np.clip(1 - block, 0, 2, out=block)
-        block[(kind[first:last, None] != kind[None]) | (kind[first:last, None] == LOGIT)] = APART
+        block[owner[first:last, None] != owner[None]] = APART
+        block[kind[first:last] == LOGIT] = APART
         for row in range(first, last):
             condensed[at : at + n - row - 1] = block[row - first, row + 1 :]
             at += n - row - 1
@@ -114,6 +115,13 @@ def _unit_rows(matrix: Any) -> tuple[Any, Array]:
     length = np.sqrt((matrix * matrix).sum(axis=1))
     scale = sparse.diags_array(1 / np.maximum(length, 1e-30))
     return (scale @ matrix).astype(np.float32).tocsr(), length > 0
+
+
+def _owners(graph: Graph) -> Array:
+    """``[nodes]``: a number for each kind, and one of their own for features of adapters."""
+    owner = graph.node_kind.numpy().copy()
+    owner[graph.feature_slice][graph.from_adapter.numpy()] = -1
+    return owner
 
 
 def _identities(graph: Graph, nodes: Array) -> Array:
