@@ -5,13 +5,31 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, is_first, load_model, load_transcoders, one_prompt, table, verb
+from fasttc.cli._adapters import load_adapters
+from fasttc.cli._common import (
+    Run,
+    is_first,
+    load_model,
+    load_transcoders,
+    one_prompt,
+    table,
+    verb,
+)
 from fasttc.cli._distributed import processes
+from fasttc.cli._heads import head_table, strongest_by_head
 
 
 @click.command("attribute")
 @click.argument("model")
-@click.option("--transcoders", required=True, help="Folder or hub reference of the transcoders.")
+@click.option("--transcoders", help="Folder or hub reference of the transcoders.")
+@click.option(
+    "--adapters",
+    help="Folder or hub reference of adapters: their features become nodes beside the transcoders'.",
+)
+@click.option(
+    "--base",
+    help="Run MODEL with this model's MLPs and the adapters; needed where there are no transcoders.",
+)
 @click.option("--prompt", help="The text whose next token is explained.")
 @click.option("--prompt-ids", help="The same as token ids, used as given: 2,17,9.")
 @click.option(
@@ -37,11 +55,21 @@ from fasttc.cli._distributed import processes
 @click.option(
     "--memory", "memory_gib", type=float, help="GiB for the sweep. Default: 1, or a quarter of a free GPU."
 )
+@click.option(
+    "--split-by-head",
+    "by_head",
+    metavar="N",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Also say which attention heads carry the N edges with most influence.",
+)
 @verb
 def command(
     run: Run,
     model: str,
-    transcoders: str,
+    transcoders: str | None,
+    adapters: str | None,
+    base: str | None,
     prompt: str | None,
     prompt_ids: str | None,
     prompts: Path | None,
@@ -52,11 +80,13 @@ def command(
     max_feature_nodes: int | None,
     edge_share: float,
     memory_gib: float | None,
+    by_head: int,
 ) -> None:
     """Trace which tokens and features of a prompt lead to MODEL's next token.
 
     Edges are direct effects with attention patterns and norm scales frozen; what the transcoders miss is an error
-    node. Next: `fasttc graph prune`, `fasttc graph export`.
+    node. With --adapters, each feature is the transcoders' or the adapters', and the page colours them apart. Next:
+    `fasttc graph prune`, `fasttc graph view`, `fasttc graph export`.
 
     Several processes share the work: `torchrun --nproc-per-node 4 -m fasttc attribute ...`.
     """
@@ -66,10 +96,11 @@ def command(
         raise ValueError("--prompts: expected it alone, got another prompt beside it")
     results = []
     with processes(run):
+        tcs, owners = _owners(run, transcoders, adapters, base)
         language_model, tokenizer = load_model(run, model)
         graphs = attribute_many(
             language_model,
-            load_transcoders(run, transcoders),
+            tcs,
             [one_prompt(prompt, prompt_ids, tokenizer)] if prompts is None else _lines(prompts, tokenizer),
             tokenizer=tokenizer,
             targets=[int(t) if t.isdigit() and tokenizer is None else t for t in targets] or None,
@@ -79,15 +110,32 @@ def command(
             edge_share=edge_share,
             memory_budget=None if memory_gib is None else int(memory_gib * 2**30),
             progress=is_first(),
+            **owners,
         )
         for number, graph in enumerate(graphs):
             if is_first():
                 path = out if prompts is None else out / f"{number:04d}.graph"
                 graph.save(path)
                 results.append(_described(graph, path))
+                if by_head:
+                    split = strongest_by_head(language_model, tcs, graph, by_head, **owners)
+                    results[-1]["heads"] = split
     if is_first():
         whole = results[0] if prompts is None else {"out": str(out), "graphs": results}
         run.finish(whole, "\n\n".join(map(_shown, results)))
+
+
+def _owners(
+    run: Run, transcoders: str | None, adapters: str | None, base: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Whose features the graph gets: the transcoders, and keyword arguments of ``attribute`` for adapters."""
+    if transcoders is None and adapters is None:
+        raise ValueError("expected --transcoders, --adapters or both, got neither")
+    given = {
+        "adapters": None if adapters is None else load_adapters(run, adapters),
+        "base": None if base is None else load_model(run, base)[0],
+    }
+    return None if transcoders is None else load_transcoders(run, transcoders), given
 
 
 def _lines(path: Path, tokenizer: Any) -> list[str]:
@@ -106,9 +154,11 @@ def _described(graph: Any, path: Path) -> dict[str, Any]:
         {"next token": repr(label), "probability": probability}
         for label, probability in zip(graph.logit_labels, graph.logit_probs.tolist(), strict=True)
     ]
+    adapted = int(graph.from_adapter.sum())
     return {
         "out": str(path),
         "features": graph.n_features,
+        **({"of_adapters": adapted} if graph.owners else {}),
         "nodes": graph.n_nodes,
         "edges": graph.n_edges,
         "targets": rows,
@@ -118,6 +168,8 @@ def _described(graph: Any, path: Path) -> dict[str, Any]:
 
 def _shown(result: dict[str, Any]) -> str:
     """The same for people."""
-    sizes = f"{result['features']:,} features, {result['nodes']:,} nodes, {result['edges']:,} edges"
+    own = f" ({result['of_adapters']:,} of adapters)" if "of_adapters" in result else ""
+    sizes = f"{result['features']:,} features{own}, {result['nodes']:,} nodes, {result['edges']:,} edges"
     named = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
-    return f"{table(result['targets'])}\n\n{sizes}\n{named}\nwrote {result['out']}"
+    heads = f"\n{head_table(result['heads'])}\n" if "heads" in result else ""
+    return f"{table(result['targets'])}\n{heads}\n{sizes}\n{named}\nwrote {result['out']}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from fasttc.graph.export import node_ids
 from fasttc.graph.graph import Graph
-from fasttc.graph.influence import MASS_FLOOR, Array, rows_of, start_mass, total_mass
+from fasttc.graph.influence import Array, edge_flow, start_mass
 from fasttc.graph.names import node_names
 from fasttc.graph.paths import strongest_paths
 from fasttc.graph.pruned import PrunedGraph
@@ -141,11 +141,9 @@ def diff(
 
 def _side(pruned: PrunedGraph, trusted: set[Feature] | None, owner: str) -> _Side:
     graph = pruned.graph
-    rows, start = rows_of(graph), start_mass(graph)
-    total = start.sum()
-    visited = (pruned.influence.numpy() + start) / total
-    targets = np.repeat(np.arange(graph.n_nodes), np.diff(rows.row_ptr))
-    flow = np.abs(rows.values) * (visited / np.maximum(total_mass(graph), MASS_FLOOR))[targets]
+    arrived, start = pruned.influence.numpy(), start_mass(graph)
+    visited, flow = (arrived + start) / start.sum(), edge_flow(graph, arrived) / start.sum()
+    targets = np.repeat(np.arange(graph.n_nodes), graph.row_ptr.diff().numpy())
     keys: list[tuple[Any, ...]] = []
     adapted = graph.from_adapter.tolist()
     for (layer, position, index), of_adapter in zip(graph.features.tolist(), adapted, strict=True):

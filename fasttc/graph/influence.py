@@ -123,6 +123,14 @@ def influence(graph: "Graph", mass: Array | None = None) -> Array:
     return sweep(rows_of(graph), graph.row_blocks, whole, start_mass(graph))
 
 
+def edge_flow(graph: "Graph", arrived: Array | None = None) -> Array:
+    """``[edges]`` float64: influence that each stored edge carries, its share of the target's input times what visits
+    the target (influence, and the probability for logits). ``arrived`` saves the pass over the edges when at hand."""
+    rows, mass = rows_of(graph), total_mass(graph)
+    visited = (influence(graph, mass) if arrived is None else arrived) + start_mass(graph)
+    return np.abs(rows.values) * np.repeat(visited / np.maximum(mass, MASS_FLOOR), np.diff(rows.row_ptr))
+
+
 def missing_mass(graph: "Graph", visited: Array, mass: Array) -> Array:
     """``[nodes]`` float64: mass that leaves each row through edges that are not stored."""
     return visited * graph.remainder.numpy() / np.maximum(mass, MASS_FLOOR)
