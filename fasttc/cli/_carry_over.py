@@ -1,5 +1,6 @@
 """What adapted transcoders kept of the base's, as the verbs show it."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,20 @@ def carried_over(
         write_table(layers, file)
     rows = summary(layers)
     return {"carry_over": rows, "features": None if file is None else str(file)}, table(rows)
+
+
+def read_verdicts(path: Path) -> dict[tuple[int, int], str]:
+    """What a table written by :func:`carried_over` says of each feature, by (layer, index).
+
+    Raises:
+        ValueError: no such file, or another table.
+    """
+    if not path.is_file():
+        raise ValueError(f"--carry-over: expected a table of features, there is no file {path}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"layer", "feature", "verdict"} <= set(rows.fieldnames or ()):
+            raise ValueError(
+                f"--carry-over: expected columns layer, feature and verdict in {path}, got {rows.fieldnames}"
+            )
+        return {(int(row["layer"]), int(row["feature"])): row["verdict"] for row in rows}

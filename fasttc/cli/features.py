@@ -72,7 +72,7 @@ def command(
     if out.exists() and (kind == "lines") != out.is_file():
         expected, got = ("file", "folder") if kind == "lines" else ("folder", "file")
         raise ValueError(f"--out: expected a {expected} for --format {kind}, {out} is a {got}")
-    wanted = _wanted(chosen, graph, everything)
+    wanted = _wanted(chosen, graph, everything, adapters is not None)
     if (transcoders is None) == (adapters is None):
         raise ValueError("expected exactly one of --transcoders and --adapters")
     if (adapters is None) != (base is None):
@@ -134,14 +134,28 @@ def _write(
     return write_lines(out, found, names, decode)
 
 
-def _wanted(chosen: str | None, graph: Path | None, everything: bool) -> list[tuple[int, int]] | None:
+def _wanted(
+    chosen: str | None, graph: Path | None, everything: bool, of_adapters: bool
+) -> list[tuple[int, int]] | None:
     if (chosen is not None) + (graph is not None) + everything != 1:
         raise ValueError("expected exactly one of --features, --graph and --all")
     if graph is not None:
-        from fasttc.graph import Graph
-
-        return sorted({(layer, index) for layer, _, index in Graph.load(graph).features.tolist()})
+        return _of_graph(graph, of_adapters)
     return None if chosen is None else parse_features(chosen, "--features")
+
+
+def _of_graph(path: Path, of_adapters: bool) -> list[tuple[int, int]]:
+    """Features of a graph by the number in their own set: the adapters', or the transcoders'."""
+    from fasttc.graph import Graph
+
+    graph = Graph.load(path)
+    first = graph.metadata["adapters_from"] if of_adapters and graph.owners else [0] * graph.n_layers
+    own = graph.features[graph.from_adapter == of_adapters]
+    if not len(own):
+        raise ValueError(
+            f"--graph: expected features of {'adapters' if of_adapters else 'transcoders'}, got none"
+        )
+    return sorted({(layer, index - first[layer]) for layer, _, index in own.tolist()})
 
 
 def _names(model: Any, tokenizer: Any) -> list[str]:

@@ -1,11 +1,11 @@
 """``fasttc graph diff``."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fasttc.cli._carry_over import read_verdicts
 from fasttc.cli._common import Run, plot_option, table, verb
 from fasttc.cli._graphs import read_whole
 
@@ -62,7 +62,9 @@ def command(
     """
     from fasttc.graph import Supernodes, diff, feature_changes
 
-    carried = None if carry_over is None else _kept(carry_over)
+    carried = None
+    if carry_over is not None:
+        carried = {feature for feature, verdict in read_verdicts(carry_over).items() if verdict == "kept"}
     one, two = read_whole(base), read_whole(tuned)
     found = diff(
         one,
@@ -135,16 +137,3 @@ def _statuses() -> tuple[str, ...]:
 def _tested(one: Any) -> dict[str, Any]:
     row = {"feature": f"L{one.feature[0]}/{one.feature[1]}", "base": one.base, "tuned": one.tuned}
     return {**row, "p": one.p, "q": one.q, "trusted": "yes" if one.trusted else "no"}
-
-
-def _kept(path: Path) -> set[tuple[int, int]]:
-    """Features that a carry-over table calls kept."""
-    if not path.is_file():
-        raise ValueError(f"--carry-over: expected a table of features, there is no file {path}")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"layer", "feature", "verdict"} <= set(rows.fieldnames or ()):
-            raise ValueError(
-                f"--carry-over: expected columns layer, feature and verdict in {path}, got {rows.fieldnames}"
-            )
-        return {(int(row["layer"]), int(row["feature"])) for row in rows if row["verdict"] == "kept"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fasttc.cli._carry_over import read_verdicts
 from fasttc.cli._common import Run, verb
 from fasttc.cli._graphs import read_whole
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     help="Folder of feature files, plain or packed: examples and logits of every feature.",
 )
 @click.option(
+    "--carry-over",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Table of features that fasttc adapt or evaluate --base wrote: shown, and only those kept are matched.",
+)
+@click.option(
     "--supernodes",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Groups, labels and pins: read from here and saved here. Default: GRAPH.supernodes.json.",
@@ -44,6 +50,7 @@ def command(
     graph: Path,
     base: Path | None,
     features: Path | None,
+    carry_over: Path | None,
     supernodes: Path | None,
     html: Path | None,
     port: int,
@@ -60,7 +67,10 @@ def command(
     loaded = load_graph(graph)
     merged = isinstance(loaded, MergedGraph)
     data = page_data(
-        loaded.pruned if merged else loaded, base=None if base is None else read_whole(base), name=graph.stem
+        loaded.pruned if merged else loaded,
+        base=None if base is None else read_whole(base),
+        carried=None if carry_over is None else read_verdicts(carry_over),
+        name=graph.stem,
     )
     state = loaded.supernodes().to_dict() if merged else None
     folder = None if features is None else FeatureFolder(features)

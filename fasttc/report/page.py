@@ -20,6 +20,7 @@ import torch
 
 from fasttc._files import atomic_file
 from fasttc.graph import KINDS, Graph, PrunedGraph, Scores, node_ids
+from fasttc.graph.names import feature_numbers
 from fasttc.report.evidence import FeatureFolder
 
 MAX_EDGES = 120_000  # about 2 MB; what a browser prunes anew in less time than a slider's next step
@@ -41,6 +42,7 @@ _SCRIPTS = (  # in the order in which they need one another
 )  # fmt: skip
 
 FeatureLabels = Mapping[tuple[int, int], str]
+Verdicts = Mapping[tuple[int, int], str]
 State = Mapping[str, Any]
 
 
@@ -49,6 +51,7 @@ def page_data(
     *,
     base: Graph | PrunedGraph | None = None,
     labels: FeatureLabels | None = None,
+    carried: Verdicts | None = None,
     name: str = "graph",
 ) -> dict[str, Any]:
     """What the page shows, as an object that JSON can hold.
@@ -61,6 +64,9 @@ def page_data(
         graph: the graph; of the fine-tuned model where ``base`` is given.
         base: the graph of the base model on the same prompt. Nodes are matched by kind, layer, position and feature.
         labels: text for features by (layer, index).
+        carried: whether features by (layer, index) still mean what they meant in the base, in the words of
+            ``fasttc.evaluation.carry_over``. It is shown; and with ``base``, only features that are "kept" are matched
+            (and those of adapters, which are in no such table), as in ``fasttc.graph.diff``.
         name: what the page calls the graph when it saves something about it.
 
     Raises:
@@ -74,7 +80,7 @@ def page_data(
                 f"base: expected a graph of the same prompt and model shape ({first.n_tokens} tokens, "
                 f"{first.n_layers} layers), got {other.n_tokens} tokens, {other.n_layers} layers"
             )
-    nodes, numbers = _union([part for part, _ in parts], labels or {})
+    nodes, numbers = _union([part for part, _ in parts], labels or {}, carried)
     titles = [("graph", "Graph")] if base is None else [("finetuned", "Fine-tuned"), ("base", "Base")]
     return {
         "name": name,
@@ -111,23 +117,31 @@ def _about(whole: Graph, scores: Scores, thresholds: list[float]) -> dict[str, A
     }
 
 
-def _union(graphs: list[Graph], labels: FeatureLabels) -> tuple[dict[str, list[Any]], list[list[int]]]:
+_COLUMNS = ("id", "kind", "layer", "position", "feature", "label", "number", "owner", "carried")
+
+
+def _union(
+    graphs: list[Graph], labels: FeatureLabels, carried: Verdicts | None
+) -> tuple[dict[str, list[Any]], list[list[int]]]:
     """One table of the nodes of all graphs, by column, and each graph's nodes as rows of that table."""
-    table: dict[str, list[Any]] = {
-        name: [] for name in ("id", "kind", "layer", "position", "feature", "label")
-    }
+    table: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     rows: dict[tuple[int, ...], int] = {}
     taken: set[str] = set()
     numbers = []
-    for graph in graphs:
+    for which, graph in enumerate(graphs):
         own = []
-        for key, node_id, label in zip(_keys(graph), node_ids(graph), _labels(graph, labels), strict=True):
+        described = zip(_keys(graph), node_ids(graph), _described(graph, labels, carried or {}), strict=True)
+        for place, node_id, about in described:
+            judged = carried is not None and KINDS[place[0]] == "feature" and about[2] != "adapter"
+            key = (
+                (*place, which) if judged and about[3] != "kept" else place
+            )  # the same in both graphs, or not
             if key not in rows:
                 rows[key] = len(rows)
-                while node_id in taken:  # another node of the first graph: an error and a feature of layer 0
+                while node_id in taken:  # another node of the first graph
                     node_id += "_base"
                 taken.add(node_id)
-                entry = (node_id, KINDS[key[0]], *key[1:4], label)
+                entry = (node_id, KINDS[key[0]], *key[1:4], *about)
                 for name, value in zip(table, entry, strict=True):
                     table[name].append(value)
             own.append(rows[key])
@@ -148,9 +162,21 @@ def _keys(graph: Graph) -> list[tuple[int, ...]]:
     return keys
 
 
-def _labels(graph: Graph, labels: FeatureLabels) -> list[str]:
-    features = [labels.get((layer, index), "") for layer, _, index in graph.features.tolist()]
-    return [*features, *[""] * graph.n_errors, *graph.tokens, *graph.logit_labels]
+def _described(graph: Graph, labels: FeatureLabels, carried: Verdicts) -> list[tuple[str, str, str, str]]:
+    """Of each node: label, number in its own set, owner ("adapter" or nothing) and verdict; features have the last."""
+    features = [
+        (
+            labels.get((layer, index), ""),
+            number if adapted else f"#{number}",
+            "adapter" if adapted else "",
+            carried.get((layer, index), ""),
+        )
+        for (layer, _, index), number, adapted in zip(
+            graph.features.tolist(), feature_numbers(graph), graph.from_adapter.tolist(), strict=True
+        )
+    ]
+    others = [*[""] * graph.n_errors, *graph.tokens, *graph.logit_labels]
+    return [*features, *((label, "", "", "") for label in others)]
 
 
 def _columns(graph: Graph) -> dict[str, Any]:

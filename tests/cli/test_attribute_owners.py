@@ -47,6 +47,18 @@ def test_adapters_beside_transcoders_and_alone(fasttc, home: Path, adapters: Pat
     found = [load_graph(path).graph.owners for path in (small, tmp_path / "back.graph")]
     assert found[0] == found[1]
     assert set(found[0]) == {"adapter", "transcoder"}
+    evidence = ("features", home / "model", "--data", home / "text.jsonl", "--context", 32, "--tokens", 500)
+    for owner, given in (("transcoder", ("--transcoders", home / "tcs")),
+                         ("adapter", ("--adapters", adapters, "--base", home / "model"))):  # fmt: skip
+        code, shown, err = fasttc(*evidence, *given, "--graph", small, "--out", tmp_path / owner, "--json")
+        assert code == 0, err
+        kept = load_graph(small).graph
+        expected = {(x[0], x[2] - 64 * (owner == "adapter")) for x, own in
+                    zip(kept.features.tolist(), kept.owners, strict=True) if own == owner}  # fmt: skip
+        assert {(one["layer"], one["feature"]) for one in json.loads(shown)["features"]} == expected
+    code, _, err = fasttc(*evidence, *given, "--graph", home / "g.graph", "--out", tmp_path / "none")
+    assert code == 2
+    assert "--graph: expected features of adapters, got none" in err.splitlines()[-1]
     layer, _, index = graph.features[graph.from_adapter][0].tolist()
     code, shown, _ = fasttc("graph", "paths", out, "--through", f"{layer}/A{index - 64}", "-k", 2)
     assert code == 0

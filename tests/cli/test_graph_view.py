@@ -29,6 +29,21 @@ def test_one_file(fasttc, home: Path, tmp_path: Path) -> None:
     assert '"pinned":["E_0_0"]' in html
 
 
+def test_verdicts_of_a_carry_over_table_are_shown(fasttc, home: Path, tmp_path: Path) -> None:
+    table, page = tmp_path / "features.csv", tmp_path / "g.html"
+    lines = [f"{layer},{index},changed" for layer in range(4) for index in range(64)]
+    table.write_text("\n".join(["layer,feature,verdict", *lines]))
+    graph = home / "g.graph"
+    assert fasttc("graph", "view", graph, "--base", graph, "--carry-over", table, "--html", page)[0] == 0
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', page.read_text())[1])  # type: ignore[index]
+    whole = Graph.load(graph)
+    assert data["nodes"]["carried"].count("changed") == 2 * whole.n_features
+    assert len(data["nodes"]["id"]) == whole.n_nodes + whole.n_features  # none of the features is the same
+    code, _, err = fasttc("graph", "view", graph, "--carry-over", home / "text.jsonl", "--html", page)
+    assert code == 2
+    assert "--carry-over: expected columns layer, feature and verdict" in err.splitlines()[-1]
+
+
 def test_a_merged_graph_starts_with_its_groups(fasttc, home: Path, tmp_path: Path) -> None:
     assert fasttc("graph", "merge", home / "g.graph", "--out", tmp_path / "m.graph")[0] == 0
     assert fasttc("graph", "view", tmp_path / "m.graph", "--html", tmp_path / "m.html")[0] == 0

@@ -3,6 +3,7 @@
 import json
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,39 @@ def test_views_of_two_graphs(driver, show, small, tuned):
     )
     assert all(a == pytest.approx(b) for a, b in change)
     picture(driver, "diff")
+
+
+def test_features_of_adapters_are_told_apart(driver, show, small):
+    first = 2000
+    joint = replace(small, metadata={"adapters_from": [first] * 4})
+    verdicts = {(layer, index): "changed" for layer, _, index in small.features.tolist()}
+    show(joint, data=page_data(joint, carried=verdicts, name="g"))
+    js(driver, "fasttc.app.setShares([1, 1])")
+    own = js(
+        driver,
+        "return fasttc.app.scene.nodes.filter((n) => n.adapter).map((n) => [n.key, n.name, n.feature])",
+    )
+    kept = js(
+        driver, "return fasttc.app.scene.nodes.filter((n) => n.kind === 'feature').map((n) => n.feature)"
+    )
+    assert sorted(index for *_, index in own) == sorted(index for index in kept if index >= first)
+    assert all(name == f"A{index - first}" for _, name, index in own)
+    assert len(texts(driver, "g.node.adapter")) == len(own) > 5
+    fills = "return [...new Set([...document.querySelectorAll(arguments[0])].map((e) => getComputedStyle(e).fill))]"
+    (gold,) = js(driver, fills, "g.node.adapter .shape")
+    (grey,) = js(driver, fills, "g.node.feature:not(.adapter) .shape")
+    assert gold != grey
+    click_node(driver, own[0][0])
+    assert texts(driver, ".heading span")[1] == "Adapter feature"
+    assert texts(driver, ".facts dd")[:2] == [own[0][1], "changed"]
+    picture(driver, "adapters")
+    assert "adapter feature" in texts(driver, "#legend button")
+    js(
+        driver,
+        "[...document.querySelectorAll('#legend button')].find((b) => b.textContent === 'adapter feature').click()",
+    )
+    assert texts(driver, "g.node.adapter") == []
+    assert complaints(driver) == []
 
 
 def test_exports_and_reads_back(driver, show, small):

@@ -104,6 +104,33 @@ def test_scores_that_are_not_numbers_become_null(small):
     page_html(page_data(silent))
 
 
+def test_owners_and_verdicts_are_columns(small, tuned):
+    joint = replace(small, metadata={"adapters_from": [2000] * 4})
+    nodes = page_data(joint)["nodes"]
+    for at, (_, _, index) in enumerate(small.features.tolist()):
+        expected = ("adapter", f"A{index - 2000}") if index >= 2000 else ("", f"#{index}")
+        assert (nodes["owner"][at], nodes["number"][at]) == expected
+    assert set(nodes["owner"][small.n_features :]) == {""}
+    assert set(nodes["carried"]) == {""}
+    verdicts = {(layer, index): ("kept", "changed")[index % 2] for layer, _, index in small.features.tolist()}
+    data = page_data(tuned, base=small, carried=verdicts)
+    nodes = data["nodes"]
+    rows = zip(nodes["kind"], nodes["layer"], nodes["feature"], nodes["carried"], strict=True)
+    assert all(
+        verdict == verdicts.get((layer, index), "")
+        for kind, layer, index, verdict in rows
+        if kind == "feature"
+    )
+    changed = sum(index % 2 for _, _, index in tuned.features.tolist())
+    assert len(nodes["id"]) == len(set(nodes["id"])) == small.n_nodes + changed  # these are two nodes each
+    assert 0 < changed < tuned.n_features
+    adapted = replace(tuned, metadata={"adapters_from": [0] * 4})
+    assert (
+        len(page_data(adapted, base=replace(small, metadata=adapted.metadata), carried={})["nodes"]["id"])
+        == small.n_nodes
+    )
+
+
 def test_labels_are_given_to_features(small):
     layer, _, index = small.features[0].tolist()
     nodes = page_data(small, labels={(layer, index): HOSTILE[0]})["nodes"]

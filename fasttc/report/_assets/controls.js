@@ -76,7 +76,7 @@ fasttc.controls = (() => {
     $("scores").dataset.kept = JSON.stringify({ nodes: pruned.nodeCount, edges: pruned.edgeCount, ...kept });
   }
 
-  const KINDS = [["feature", "feature"], ["error", "error: what the transcoder missed"], ["token", "token"], ["logit", "output"]];
+  const KINDS = [["feature", "feature"], ["adapter", "adapter feature: of what fine-tuning changed"], ["error", "error: what the transcoder missed"], ["token", "token"], ["logit", "output"]];
   const STATUS = [ // the words and the rule of `fasttc graph diff`
     ["gained", "Has influence in the fine-tuned graph only"], ["lost", "Has influence in the base graph only"],
     ["strengthened", "Has more influence than in the base graph"], ["weakened", "Has less influence than in the base graph"],
@@ -86,9 +86,10 @@ fasttc.controls = (() => {
   /** What shapes and colours mean; kinds of nodes can be hidden by pressing them. */
   function legend() {
     const { scene } = app;
-    const kinds = KINDS.map(([kind, text]) => el("button", {
+    const adapters = app.table.owner.includes("adapter");
+    const kinds = KINDS.filter(([kind]) => kind !== "adapter" || adapters).map(([kind, text]) => el("button", {
       type: "button", class: "kind", "aria-pressed": String(!app.hidden.has(kind)), title: `Show or hide: ${text}`, onclick: () => app.toggleKind(kind),
-    }, el("span", { class: "glyph " + kind, "aria-hidden": "true" }), text.split(":")[0]));
+    }, el("span", { class: `glyph ${kind === "adapter" ? "feature adapter" : kind}`, "aria-hidden": "true" }), text.split(":")[0]));
     const swatch = (name, text, title) => el("span", { class: "entry", title }, el("span", { class: "line " + name, "aria-hidden": "true" }), text);
     const edges = scene.diff
       ? [swatch("gained", "edge grew", "Share of the target's input grew"), swatch("lost", "edge shrank", "Share of the target's input shrank")]
@@ -114,7 +115,7 @@ fasttc.controls = (() => {
   function search() {
     const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const text = (node) => [node.name, node.id ?? "", node.kind, node.layer >= 0 ? `L${node.layer}` : "", app.data.tokens[node.position] ?? "",
-      ...node.members.map((row) => `#${app.table.feature[row]} ${app.table.label[row]}`)].join(" ").toLowerCase();
+      ...node.members.map((row) => `${app.table.number[row]} ${app.table.label[row]}`)].join(" ").toLowerCase();
     const found = words.length ? app.scene.nodes.filter((node) => { const own = text(node); return words.every((word) => own.includes(word)); }) : null;
     app.setFound(found);
     $("found").textContent = found ? count(found.length) : "";

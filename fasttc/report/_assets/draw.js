@@ -7,7 +7,7 @@ fasttc.draw = (() => {
   const hulls = svg.append("g").attr("class", "hulls");
   const nodeLayer = svg.append("g").attr("class", "nodes"), axis = svg.append("g").attr("class", "axis");
   const lassoBox = svg.append("rect").attr("class", "lasso").attr("hidden", "");
-  const symbols = { feature: d3.symbolCircle, error: d3.symbolDiamond2 };
+  const symbol = (node) => (node.adapter ? d3.symbolSquare : node.kind === "error" ? d3.symbolDiamond2 : d3.symbolCircle);
   let app = null, transform = d3.zoomIdentity, geometry = null, queued = false, labelScale = 1;
 
   const size = () => ({ width: stage.clientWidth, height: stage.clientHeight, legend: document.getElementById("legend").offsetHeight });
@@ -30,12 +30,12 @@ fasttc.draw = (() => {
     const room = Math.min(geometry.gap / 2 - 1, geometry.line / 2 - 1, 10);
     node.radius = Math.max(Math.min(3.2 + 7 * Math.sqrt(node.influence / most), Math.max(room, 4)), 3);
     if (node.kind === "error") node.radius *= 0.85;
-    return d3.symbol(symbols[node.kind], Math.PI * node.radius ** 2)();
+    return d3.symbol(symbol(node), Math.PI * node.radius ** 2)();
   }
 
   function label(node) {
     const where = { token: "input", logit: "output" }[node.kind] ?? `layer ${node.layer}`;
-    const parts = [`${node.kind} ${node.name}`, `${where}, position ${node.position}`, `influence ${fasttc.base.percent(node.influence)}`];
+    const parts = [`${node.adapter ? "adapter " : ""}${node.kind} ${node.name}`, `${where}, position ${node.position}`, `influence ${fasttc.base.percent(node.influence)}`];
     if (node.status) parts.push(node.status);
     if (node.kind === "group") parts.push(`${node.members.length} nodes`);
     return parts.join(", ");
@@ -50,7 +50,7 @@ fasttc.draw = (() => {
     const most = d3.max(inner, (node) => Math.max(node.influence, node.influenceBefore ?? 0)) || 1;
     nodeLayer.selectAll("g.node").data(nodes, (node) => node.key).join(enter)
       .attr("class", (node) => ["node", node.kind, node.status, node.pinned && "pinned", node.labelled && "labelled",
-        node.inGroup && "member"].filter(Boolean).join(" "))
+        node.adapter && "adapter", node.inGroup && "member"].filter(Boolean).join(" "))
       .attr("aria-label", label).attr("data-index", (node) => node.index).attr("data-id", (node) => node.key)
       .order()
       .select("path.shape").attr("d", (node) => shape(node, most));
@@ -146,7 +146,7 @@ fasttc.draw = (() => {
   }
 
   function halo(node) {
-    if (node.width === undefined) return d3.symbol(symbols[node.kind], Math.PI * (node.radius + 4) ** 2)();
+    if (node.width === undefined) return d3.symbol(symbol(node), Math.PI * (node.radius + 4) ** 2)();
     return box(node.width + 6, 2 * node.radius + 6, 9);
   }
 

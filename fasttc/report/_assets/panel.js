@@ -42,7 +42,7 @@ fasttc.panel = (() => {
     return el("li", {}, el("button", { type: "button", onclick: action }, el("span", { class: "what" }, name), el("span", { class: "value" }, note), fill));
   }
 
-  const glyph = (node) => el("span", { class: `glyph ${node.kind} ${node.status ?? ""}`, "aria-hidden": "true" });
+  const glyph = (node) => el("span", { class: `glyph ${node.kind} ${node.adapter ? "adapter" : ""} ${node.status ?? ""}`, "aria-hidden": "true" });
   const KIND = { feature: "Feature", error: "Error", token: "Token", logit: "Output", group: "Group" };
 
   function place(node) {
@@ -54,10 +54,10 @@ fasttc.panel = (() => {
 
   /** One node or group. */
   function details(node) {
-    const heading = el("div", { class: "heading" }, glyph(node), el("span", {}, KIND[node.kind]), el("span", { class: "quiet" }, place(node)));
+    const heading = el("div", { class: "heading" }, glyph(node), el("span", {}, node.adapter ? "Adapter feature" : KIND[node.kind]), el("span", { class: "quiet" }, place(node)));
     const name = el("input", {
       id: "label", type: "text", "aria-label": node.kind === "group" ? "Name of the group" : "Label", spellcheck: "false",
-      placeholder: node.kind === "feature" ? `#${node.feature} (no label)` : node.name, maxlength: 200,
+      placeholder: node.kind === "feature" ? `${node.number} (no label)` : node.name, maxlength: 200,
     });
     name.value = node.kind === "group" ? node.group : app.state.labels[node.id] ?? (node.kind === "feature" ? app.table.label[node.members[0]] : "");
     name.addEventListener("change", () => app.rename(node, name.value));
@@ -79,10 +79,18 @@ fasttc.panel = (() => {
       node.inGroup ? button(`Close “${visible(node.inGroup)}”`, () => app.toggleGroup({ group: node.inGroup })) : null);
   }
 
+  const CARRIED = { // the verdicts of `fasttc evaluate --base`
+    kept: "It fires and writes as in the base: the base's label holds.",
+    changed: "It fires or writes otherwise than in the base: the base's label may not hold.",
+    "newly used": "It is active now and was not in the base.",
+    dead: "It was active on none of the tokens looked at.",
+  };
+
   function facts(node) {
     const both = (now, before) => `${percent(before)} → ${percent(now)}`, { diff } = app.scene;
     return el("dl", { class: "facts" },
-      node.kind === "feature" ? fact("feature", `#${node.feature}`) : null,
+      node.kind === "feature" ? fact("feature", node.number) : null,
+      node.carried ? fact("since the base", el("span", { title: CARRIED[node.carried] ?? "" }, node.carried)) : null,
       node.activation === null ? null : fact("activation", number(node.activation)),
       node.kind === "logit" ? fact("probability", diff ? both(node.probability, node.probabilityBefore) : percent(node.probability))
         : fact("influence", diff ? both(node.share, node.shareBefore) : percent(node.influence)),
@@ -94,8 +102,8 @@ fasttc.panel = (() => {
     return el("details", { open: node.members.length <= 12 }, el("summary", {}, "Members"),
       el("ul", { class: "members" }, ...node.members.map((row) => {
         const id = table.id[row];
-        const name = app.state.labels[id] ?? (table.label[row] || (table.kind[row] === "error" ? "error" : `#${table.feature[row]}`));
-        return el("li", {}, el("span", { class: `glyph ${table.kind[row]}`, "aria-hidden": "true" }), visible(name),
+        const name = app.state.labels[id] ?? (table.label[row] || (table.kind[row] === "error" ? "error" : table.number[row]));
+        return el("li", {}, el("span", { class: `glyph ${table.kind[row]} ${table.owner[row]}`, "aria-hidden": "true" }), visible(name),
           el("span", { class: "quiet" }, ` ${table.layer[row] >= 0 ? "L" + table.layer[row] + " · " : ""}${token(app.data.tokens[table.position[row]] ?? "")}`),
           button("×", () => app.leaveGroup(node.group, id), { "aria-label": `Take ${visible(name)} out of the group`, class: "plain" }));
       })));

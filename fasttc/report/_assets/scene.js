@@ -67,7 +67,7 @@ fasttc.scene = (() => {
     if (table.kind[row] === "token") return base.token(table.label[row]);
     if (table.kind[row] === "logit") return base.token(table.label[row]);
     if (table.kind[row] === "error") return "error";
-    return base.visible(table.label[row]) || `#${table.feature[row]}`;
+    return base.visible(table.label[row]) || table.number[row];
   }
 
   /** One display node for a row of the table, with what each graph says about it. */
@@ -75,7 +75,8 @@ fasttc.scene = (() => {
     const { table } = app, id = table.id[row];
     return {
       key: id, id, kind: table.kind[row], layer: table.layer[row], row: table.layer[row], position: table.position[row],
-      feature: table.feature[row], members: [row], name: fasttc.base.visible(app.state.labels[id] ?? nodeName(table, row)),
+      feature: table.feature[row], number: table.number[row], adapter: table.owner[row] === "adapter", carried: table.carried[row],
+      members: [row], name: fasttc.base.visible(app.state.labels[id] ?? nodeName(table, row)),
       labelled: Boolean(app.state.labels[id] || (table.kind[row] === "feature" && table.label[row])),
       ...values(parts, [row]),
     };
@@ -137,7 +138,7 @@ fasttc.scene = (() => {
     const listed = new Set(parts.flatMap((part) => [...part.rows]));
     const grouped = new Map();
     for (const group of state.groups) for (const id of group.members) grouped.set(rowOf.get(id), group);
-    const visible = [...listed].filter((row) => !app.hidden.has(table.kind[row])
+    const visible = [...listed].filter((row) => !app.hidden.has(table.owner[row] || table.kind[row])
       && (app.scope === "all" || pinnedRows.has(row) || grouped.has(row)));
 
     const nodes = [], display = new Map(), members = new Map();
