@@ -21,6 +21,7 @@ VERBS = {  # verb -> (module, one line for the overview)
     "graph": ("graph", "Prune, merge, compare, trace, view and export attribution graphs."),
     "features": ("features", "What features stand for: examples, logits, firing rates, as feature files."),
     "categories": ("categories", "Features by relevance and correctness, from labels or a judge."),
+    "shift": ("shift", "How far fine-tuning moved what a model holds of documents, class by class."),
     "inspect": ("inspect", "What a transcoder set, a graph or a model folder holds."),
     "bench": ("bench", "Benchmarks."),
 }

@@ -124,6 +124,34 @@ def adapters_by_layer(report: Mapping[str, Any], path: str | Path) -> None:
             axes.grid(visible=False, axis="x")
 
 
+def shift_by_layer(report: Mapping[str, Any], path: str | Path, *, layer: int) -> None:
+    """Shift of every class by layer, and where one layer's classes were and went, from a shift report's ``to_dict()``.
+
+    Raises:
+        ValueError: a layer that the report lacks; ``path`` has another ending; matplotlib is missing.
+    """
+    layers = report["layers"]
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"layer: expected one of the report's {len(layers)}, got {layer}")
+    with _figure(path, 2, width=4.4, height=3.4) as figure:
+        lines, plane = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+        for number, found in enumerate(layers[layer]["classes"]):
+            colour = _SERIES[number % len(_SERIES)]
+            shifts = _numbers([one["classes"][number]["shift"] for one in layers])
+            lines.plot(np.arange(len(layers)), shifts, "o-", color=colour, markersize=3)
+            before, after = found["base"], found["tuned"]
+            plane.plot(*before, "o", color=colour, markersize=4, fillstyle="none")
+            plane.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour})
+            plane.annotate(_plain(found["name"]), after, color=colour, fontsize=7)
+            plane.plot(*after, "o", color=colour, markersize=4)
+        lines.set(title="shift of class means / spread within classes", xlabel="residual before layer")
+        _whole_numbers(lines)
+        share = layers[layer]["explained"]
+        plane.set(title=f"layer {layer}: base (open) to fine-tuned, {100 * share:.0f} % of the variance")
+        plane.grid(visible=False)
+        plane.set(xticks=[], yticks=[])
+
+
 def training_curves(log: str | Path, path: str | Path) -> None:
     """Every metric of a training's ``metrics.jsonl`` against the tokens processed; metrics by layer as one line each.
 
@@ -265,5 +293,6 @@ __all__ = [
     "diff_bars",
     "influence_by_length",
     "quality_by_layer",
+    "shift_by_layer",
     "training_curves",
 ]

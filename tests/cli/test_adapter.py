@@ -194,6 +194,27 @@ def test_what_features_stand_for_and_their_categories(
         assert message in error
 
 
+def test_shift_of_classes(fasttc, home: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    world, data = ClinicalWorld(), tmp_path / "classes.jsonl"
+    prompts = [p for p in world.prompts("two_hop", 60) if p.disease < 3]
+    rows = [{"vignette": p.text, "disease": world.values["disease"][p.disease]} for p in prompts]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    command = ("shift", pair[0], "--base", home / "model", "--data", data, "--class", "{disease}")
+    command = (*command, "--text", "{vignette}", "--context", 32)
+    code, shown, error = fasttc(*command, "--plot", tmp_path / "s.svg")
+    assert code == 0, error
+    assert "own, by chance" in shown
+    assert "layer 4" in (tmp_path / "s.svg").read_text()
+    code, shown, error = fasttc(*command, "--pool", "last", "--layer", 2, "--json")
+    assert code == 0, error
+    layers = json.loads(shown)["layers"]
+    assert [layer["layer"] for layer in layers] == [0, 1, 2, 3, 4]
+    assert {one["shift"] for one in layers[1]["classes"]} != {0}
+    code, _, error = fasttc(*command, "--layer", 5)
+    assert code == 2
+    assert "--layer: expected at most 4, which the final norm reads, got 5" in error
+
+
 def test_inspect(fasttc, pair: tuple[Path, Path]) -> None:
     code, shown, _ = fasttc("inspect", pair[1])
     assert code == 0

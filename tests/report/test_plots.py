@@ -56,6 +56,19 @@ def test_what_is_drawn_is_named(tmp_path, log):
     assert "added cross-entropy" not in words(path)
 
 
+def test_shift_by_layer_names_classes_and_layer(tmp_path):
+    classes = [
+        {"name": name, "shift": shift, "base": [0.0, 1.0], "tuned": [1.0, shift or 0.0]}
+        for name, shift in (("a", 0.5), ("b$", None))
+    ]
+    report = {"layers": [{"classes": classes, "explained": 0.25}] * 2}
+    plots.shift_by_layer(report, tmp_path / "a.svg", layer=1)
+    for text in ("layer 1: base (open) to fine-tuned, 25 % of the variance", "<!-- a -->", "<!-- b$ -->"):
+        assert text in words(tmp_path / "a.svg")
+    with pytest.raises(ValueError, match="layer: expected one of the report's 2, got 2"):
+        plots.shift_by_layer(report, tmp_path / "b.svg", layer=2)
+
+
 def test_adapters_by_layer_without_and_with_them(tmp_path):
     path = tmp_path / "a.svg"
     hybrid = {"kl": 1.5, "nmse": [0.0, 0.1, 0.4], "l0": []}
