@@ -21,6 +21,9 @@ import argparse
 import json
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ FORMS = {
     "decision": {"prompt": "{QUESTION} Answer:", "answer": "{final_decision}"},
 }
 OPTIONS = ("yes", "no", "maybe")
-MATCHED, WRITTEN = 300, 100
+MATCHED, WRITTEN = 200, 60
 """Questions of the test half for matching, and for writing."""
 
 
@@ -47,8 +50,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument("--tokens", type=int, default=100_000, help="of each training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--quick", action="store_true", help="one seed, one rate, a fifth of the tokens")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/cpu/finetuning.json")
     options = parser.parse_args(arguments)
@@ -56,15 +59,18 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--data: expected a folder, found none at {options.data}")
     if options.quick:
         options.tokens, options.seeds = options.tokens // 5, 1
-    torch.set_num_threads(options.threads)
-    started = time.process_time()
-    bench = Bench(options.data, options.tokens)
+    torch.set_num_threads(1)
     rates = RATES[1:2] if options.quick else RATES
-    rows = [bench.untouched()]
-    for training in FORMS:
-        for method in METHODS:
-            rows += bench.method(training, method, rates, options.seeds)
-            print(f"{training}, {method}: rate {rows[-1]['lr']:g}", flush=True)
+    work = [(None, None), *((training, method) for training in FORMS for method in METHODS)]
+    rows, seconds = [], 0.0
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        part = partial(_part, options.data, options.tokens, rates, options.seeds)
+        for (training, method), (found, taken) in zip(
+            work, pool.map(part, *zip(*work, strict=True)), strict=True
+        ):
+            print(f"{training}, {method}: {taken:.0f} s", flush=True)
+            rows += found
+            seconds += taken
     print(table(rows))
     if options.out is not None or not options.quick:
         head = {
@@ -72,10 +78,24 @@ def main(arguments: list[str]) -> int:
             "environment": record.environment("cpu", 0),
             "tokens": options.tokens,
             "seeds": options.seeds,
-            "cpu_minutes": round((time.process_time() - started) / 60, 1),
+            "cpu_minutes": round(seconds / 60, 1),
         }
         record.write(options.out or record.ROOT / "results/cpu/finetuning.json", head, rows)
     return 0
+
+
+def _part(
+    data: Path, tokens: int, rates: tuple[float, ...], seeds: int, training: str | None, method: str | None
+) -> tuple[list[dict[str, Any]], float]:
+    """Rows of one method, or of the model as it is, and the CPU seconds they took."""
+    torch.set_num_threads(1)
+    started = time.process_time()
+    bench = Bench(data, tokens)
+    if training is None or method is None:
+        rows = [bench.untouched()]
+    else:
+        rows = bench.method(training, method, rates, seeds)
+    return rows, time.process_time() - started
 
 
 class Bench:
