@@ -27,7 +27,7 @@ START: Config = {"lr": 1.0, "update_tokens": 256, "refit": "last"}
 START_ADAPTING: Config = {**START, "lr": 0.25}
 LADDERS: dict[str, tuple[float, ...]] = {  # each climbed from where the search stands for as long as it helps
     "lr": tuple(2.0**i for i in range(-6, 4)),  # times the default of fasttc.training
-    "update_tokens": (64, 128, 256, 512, 1024),
+    "update_tokens": (32, 64, 128, 256, 512, 1024),
 }
 REFITS = (None, "first", "last", "both")
 SEARCH_SEED = 1000

@@ -129,13 +129,13 @@ def adapt(
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
         fitting = Fitting("adapt", model, tokens, config, run, activations, held_out)
-        fitting.refit_first(transcoders)
+        fitting.start(transcoders, config.trained())
         objective = _objective(config, tcs[0], before, tokens.context)
         task = TranscoderTask(
             transcoders,
-            activations,
+            fitting.inside,
             objective,
-            [activation_scales(x, y) for x, y in zip(*held_out, strict=True)],
+            [activation_scales(x, y) for x, y in zip(*fitting.held_out, strict=True)],
             numbers=numbers,
             trained=config.trained(),
             collect_after=collect_after(config, fitting.updates, COLLECT_AFTER),

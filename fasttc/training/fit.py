@@ -25,6 +25,7 @@ from fasttc.training.quality import LayerQuality, measure
 from fasttc.training.report import TranscoderReport, common
 from fasttc.training.transcoding import TranscoderTask
 from fasttc.training.watch import Watch
+from fasttc.training.whitening import Whitening
 
 
 def validation_quality(
@@ -103,6 +104,8 @@ class Fitting:
         run: see :class:`fasttc.training.loop.Run`.
         source: of activations, open.
         held_out: activations of validation tokens, which choose ridges and the best weights.
+        inside: the source in the coordinates of the training; from :meth:`start` on ``held_out`` is in them too.
+        whitening: of these coordinates.
         stream: of training blocks.
         refits: what closed forms have done so far.
     """
@@ -114,15 +117,26 @@ class Fitting:
     run: Run
     source: Source
     held_out: Activations
+    inside: Source = field(init=False)
+    whitening: Whitening = field(init=False)
     stream: TokenStream = field(init=False)
     refits: Refits = field(default_factory=Refits)
 
     def __post_init__(self) -> None:
         self.stream = self.data.stream("train", self.options.block_rows, seed=self.options.seed)
 
-    def refit_first(self, transcoders: Sequence[Transcoder]) -> None:
-        """See :func:`fasttc.training.closed_form.refit_first`."""
-        self.refits = refit_first(self.source, transcoders, self.stream, self.options, self.held_out)
+    def start(self, transcoders: Sequence[Transcoder], trained: Sequence[str] | None = None) -> None:
+        """Writes transcoders in the coordinates of the training and gives them the first closed form, if any.
+
+        Args:
+            transcoders: of the own layers; changed in place.
+            trained: names of what will be trained; None: all there is.
+        """
+        skip = any(transcoder.skip for transcoder in transcoders)
+        self.whitening = Whitening(self.held_out[0], active=self.options.whitens(trained, skip))
+        self.inside, xs = self.whitening.enter(self.source, transcoders, self.held_out[0])
+        self.held_out = xs, self.held_out[1]
+        self.refits = refit_first(self.inside, transcoders, self.stream, self.options, self.held_out)
 
     @property
     def updates(self) -> int:
@@ -159,6 +173,7 @@ class Fitting:
             task, self.data, self.model, options, lr, self.run, extra, self.stream, taken, watch
         )
         refit_last(task, self.held_out, self.refits)
+        self.whitening.leave(task.transcoders)
         layers = validation_quality(source, task.transcoders, self.data, options)
         config = {**options.to_dict(), "lr": lr, "context": self.data.context, **(settings or {})}
         report = TranscoderReport(

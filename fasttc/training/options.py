@@ -1,7 +1,7 @@
 """Options that every training shares, and how keyword arguments become a checked, frozen configuration."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -114,6 +114,8 @@ class TranscoderOptions(TrainingOptions):
             token; "both"; "only", on the whole budget, without a gradient step; None. "auto": "last" for an adaptation
             that trains decoders, else None.
         refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
+        whiten: encoders learn on centred, half-whitened inputs (:mod:`fasttc.training.whitening`). Not where the
+            encoder or its bias is frozen, nor where there is no gradient step.
     """
 
     device: str | None = None
@@ -122,6 +124,7 @@ class TranscoderOptions(TrainingOptions):
     patience: int | None = None
     refit: Refit = None
     refit_tokens: int | None = None
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +158,11 @@ class TranscoderOptions(TrainingOptions):
             return self.tokens
         share = min(self.tokens // 4, 2**20) if self.refit_tokens is None else self.refit_tokens
         return share if self.refit in ("first", "both") else 0
+
+    def whitens(self, trained: Sequence[str] | None, skip: bool) -> bool:
+        """Whether inputs are whitened, where ``trained`` are the names of what is trained (None: all)."""
+        moved = {"W_enc", "b_enc", *(("W_skip", "b_dec") if skip else ())}
+        return self.whiten and self.refit != "only" and (trained is None or moved <= set(trained))
 
     def settle(self, refit: Refit) -> None:
         """Takes ``refit`` for "auto"."""

@@ -131,14 +131,15 @@ def train(
         transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start)
         announce(run, model, transcoders, config, tokens.context)
         fitting = Fitting("scratch", model, tokens, config, run, activations, held_out)
-        fitting.refit_first(transcoders)
+        fitting.start(transcoders)
         task = TranscoderTask(
             transcoders,
-            activations,
+            fitting.inside,
             _objective(config, tokens.context),
-            [activation_scales(x, y) for x, y in zip(xs, ys, strict=True)],
+            [activation_scales(x, y) for x, y in zip(*fitting.held_out, strict=True)],
             numbers=range(len(activations.sites))[activations.own],
             decoder_scale=1.0,
+            bias_rate=math.sqrt(anatomy(model).d_model) if fitting.whitening.active else 1.0,
             collect_after=collect_after(config, fitting.updates, COLLECT_AFTER),
             parts=config.parts(tokens.context),
             betas=(0.9, config.beta2),

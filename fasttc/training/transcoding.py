@@ -86,6 +86,7 @@ class TranscoderTask:
         parts: updates for each block, each on its share of the block's tokens.
         trained: names of the parameters to train, for every layer; None: all there are.
         decoder_scale: row norm to take for the decoder's rate; None: the one it has.
+        bias_rate: factor on the rate of encoder biases.
         collect_after: from this update on the codes are added up for a closed-form decoder, in :attr:`sums`, as they
             pass; None: never.
         betas: of Adam.
@@ -110,6 +111,7 @@ class TranscoderTask:
         parts: int = 1,
         trained: Sequence[str] | None = None,
         decoder_scale: float | None = None,
+        bias_rate: float = 1.0,
         collect_after: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         clip: float | None = 1.0,
@@ -135,6 +137,7 @@ class TranscoderTask:
             self._steering.append(self._choose_steering(transcoder))
             rates = rate_scales(transcoder, *scale)
             rates["W_dec"] = decoder_scale or rates["W_dec"]
+            rates["b_enc"] *= bias_rate
             kept = {f"{i}.{name}": p for name, p in parameters.items() if p.requires_grad}
             groups.append(Group(kept, {name: rates[name.split(".", 1)[1]] for name in kept}))
         self.optimiser = Optimiser(groups, betas=betas, clip=clip)

@@ -36,7 +36,7 @@ def test_every_activation_learns_at_the_l0_asked_for(model, data, activation, sk
         model, data, tokens=40_000, activation=activation, skip=skip, layers=(1,), seed=1, **QUICK
     )
     assert report.layers[0].fvu < (0.2 if skip else 0.35)
-    tolerance = {"topk": 0.0, "batchtopk": 1.0, "jumprelu": 1.2, "relu": 1.6}[activation]
+    tolerance = {"topk": 0.1, "batchtopk": 1.0, "jumprelu": 1.2, "relu": 1.6}[activation]
     assert abs(report.layers[0].l0 - 8) <= tolerance
     assert tcs[0].activation == activation
     assert tcs[0].skip == skip
