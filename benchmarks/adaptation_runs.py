@@ -23,7 +23,7 @@ from .adaptation_world import ROWS
 ADAPTING = ("closed form", "PAT", "closed form + PAT")
 MODES = ("unadapted", *ADAPTING, "scratch")
 Config = dict[str, Any]
-START: Config = {"lr": 1.0, "update_tokens": 256, "refit": "last"}
+START: Config = {"lr": 1.0, "update_tokens": 64, "refit": "last"}
 START_ADAPTING: Config = {**START, "lr": 0.25}
 LADDERS: dict[str, tuple[float, ...]] = {  # each climbed from where the search stands for as long as it helps
     "lr": tuple(2.0**i for i in range(-6, 4)),  # times the default of fasttc.training
