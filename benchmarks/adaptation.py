@@ -21,7 +21,7 @@ import torch
 from fasttc._files import atomic_file
 
 from . import adaptation_report, record
-from .adaptation_runs import MODES, REFITS, START, START_ADAPTING, Bench, Cell, Config
+from .adaptation_runs import MODES, REFITS, SEARCHED, START, START_ADAPTING, Bench, Cell, Config
 from .adaptation_world import Size, World
 
 
@@ -32,7 +32,7 @@ class Plan:
     Attributes:
         size: of what the runs start from.
         budgets: of each mode, in tokens.
-        search: tokens of the search, adapting; scratch_search: from scratch, the larger ones for larger budgets.
+        search: tokens of the search, adapting; scratch_search: from scratch, each for budgets that are no smaller.
         cells: of the adaptations.
         seeds: of initial weights and of the order of the data; model pairs and base transcoders are one each.
     """
@@ -54,7 +54,7 @@ FULL = Plan(
         "scratch": _SCRATCH,
     },
     search=20_480,
-    scratch_search=(81_920,),
+    scratch_search=(81_920, 327_680),
     cells=tuple(
         Cell(distance, coverage, quality)
         for quality in ("long", "short")
@@ -140,16 +140,23 @@ class Ledger:
         return self._searched(bench, cell, mode, self.plan.search, start, refits)
 
     def _scratch_config(self, bench: Bench, cell: Cell, tokens: int) -> Config:
-        """A larger budget has a search of its own, from what the smaller one found, the refit as it was."""
-        config, refits = START, REFITS
+        """Larger budgets have a learning rate of their own, searched from what the smaller search found."""
+        config, order = START, SEARCHED
         for step, budget in enumerate(self.plan.scratch_search):
-            if step == 0 or tokens > budget:
-                config = self._searched(bench, cell, "scratch", budget, config, refits)
-                refits = ()
+            if step == 0 or tokens >= budget:
+                config = self._searched(bench, cell, "scratch", budget, config, REFITS, order)
+                order = ("lr",)
         return config
 
     def _searched(
-        self, bench: Bench, cell: Cell, mode: str, tokens: int, start: Config, refits: Sequence[str | None]
+        self,
+        bench: Bench,
+        cell: Cell,
+        mode: str,
+        tokens: int,
+        start: Config,
+        refits: Sequence[str | None],
+        order: Sequence[str] = SEARCHED,
     ) -> Config:
         if not tokens:
             return start
@@ -159,7 +166,7 @@ class Ledger:
         )  # searched once for all qualities
         name = f"search_{mode.replace(' ', '')}_{cell}_{tokens}"
         if not self._file(name).is_file():
-            found = bench.search(mode, tokens, self._base(cell), start, refits)
+            found = bench.search(mode, tokens, self._base(cell), start, refits, order)
             self._write(name, {"mode": mode, "cell": str(cell), **found})
         return json.loads(self._file(name).read_text(encoding="utf-8"))["config"]
 

@@ -29,6 +29,7 @@ LADDERS: dict[str, tuple[float, ...]] = {  # each climbed from where the search 
     "lr": tuple(2.0**i for i in range(-6, 4)),  # times the default of fasttc.training
     "update_tokens": (32, 64, 128, 256, 512, 1024),
 }
+SEARCHED = ("lr", "update_tokens", "refit", "lr")
 REFITS = (None, "first", "last", "both")
 SEARCH_SEED = 1000
 FVU_TOKENS, KL_TOKENS, VALIDATION_TOKENS = 16_384, 4096, 8192
@@ -140,9 +141,15 @@ class Bench:
         }
 
     def search(
-        self, mode: str, tokens: int, base: TranscoderSet | None, start: Config, refits: Sequence[str | None]
+        self,
+        mode: str,
+        tokens: int,
+        base: TranscoderSet | None,
+        start: Config,
+        refits: Sequence[str | None],
+        order: Sequence[str] = SEARCHED,
     ) -> dict[str, Any]:
-        """The best options on validation documents: rate, size of an update, refit, rate again; from ``start``."""
+        """The best options on validation documents, chosen one after the other in this order; from ``start``."""
         tried: list[dict[str, Any]] = []
 
         def fvu(config: Config) -> float:
@@ -154,7 +161,7 @@ class Bench:
             return found
 
         best = start
-        for name in ("lr", "update_tokens", "refit", "lr"):
+        for name in order:
             if name == "refit":
                 best = min(({**best, name: value} for value in (best[name], *refits)), key=fvu)
             else:
