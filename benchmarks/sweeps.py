@@ -4,8 +4,8 @@
     python -m benchmarks sweeps distance --data DATA    rate and steps of the fine-tuning: where PAT is not enough
     python -m benchmarks sweeps sae --data DATA         sparse autoencoders (target = input) beside transcoders
 
-One seed, the options that the ledger's search found for both sides on most cells, figures of test documents. Every
-line is a file below OUT: what is there is not done again.
+One seed, options between those that the ledger's searches found, the same for all lines, figures of test documents.
+Every line is a file below OUT: what is there is not done again.
 """
 
 import argparse
@@ -20,14 +20,15 @@ from torch import Tensor
 from fasttc._files import atomic_file
 from fasttc.nn import Site, TranscoderSet
 from fasttc.training.activations import Source
+from fasttc.training.distributed import Processes
 from fasttc.training.packing import TokenBatch
 
 from . import record
 from .adaptation_runs import Bench
 from .adaptation_world import Size, World
 
-ADAPT = {"lr": 0.25, "update_tokens": 128, "refit": "last"}
-SCRATCH = {"lr": 1.0, "update_tokens": 128, "refit": "last"}
+ADAPT = {"lr": 0.25, "update_tokens": 64, "refit": "last"}
+SCRATCH = {"lr": 1.0, "update_tokens": 64, "refit": "last"}
 ADAPT_TOKENS, SCRATCH_TOKENS, BASE_TOKENS = 10_240, (40_960, 81_920), 163_840
 WIDTHS = (256, 512, 1024, 2048, 4096)
 DISTANCES = {  # name -> tokens, learning rate of FTFA
@@ -46,6 +47,14 @@ class Inputs:
     @property
     def sites(self) -> list[Site]:
         return self._source.sites
+
+    @property
+    def processes(self) -> Processes:
+        return self._source.processes
+
+    @property
+    def own(self) -> slice:
+        return self._source.own
 
     def places(self, batch: TokenBatch) -> Tensor:
         return self._source.places(batch)

@@ -139,6 +139,7 @@ def train(
             [activation_scales(x, y) for x, y in zip(*fitting.held_out, strict=True)],
             numbers=range(len(activations.sites))[activations.own],
             decoder_scale=1.0,
+            # Where x has no mean, a bias alone moves a feature on all tokens; it gets the step of a whole row.
             bias_rate=math.sqrt(anatomy(model).d_model) if fitting.whitening.active else 1.0,
             collect_after=collect_after(config, fitting.updates, COLLECT_AFTER),
             parts=config.parts(tokens.context),
