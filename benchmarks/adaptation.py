@@ -32,7 +32,7 @@ class Plan:
     Attributes:
         size: of what the runs start from.
         budgets: of each mode, in tokens.
-        search: tokens of the search, adapting; scratch_search: from scratch, each for budgets that are no smaller.
+        search: tokens of the search, adapting; scratch_search: from scratch, the second for larger budgets.
         cells: of the adaptations.
         seeds: of initial weights and of the order of the data; model pairs and base transcoders are one each.
     """
@@ -54,7 +54,7 @@ FULL = Plan(
         "scratch": _SCRATCH,
     },
     search=20_480,
-    scratch_search=(81_920, 327_680),
+    scratch_search=(81_920, 163_840),
     cells=tuple(
         Cell(distance, coverage, quality)
         for quality in ("long", "short")
@@ -143,7 +143,7 @@ class Ledger:
         """Larger budgets have a learning rate of their own, searched from what the smaller search found."""
         config, order = START, SEARCHED
         for step, budget in enumerate(self.plan.scratch_search):
-            if step == 0 or tokens >= budget:
+            if step == 0 or tokens > budget:
                 config = self._searched(bench, cell, "scratch", budget, config, REFITS, order)
                 order = ("lr",)
         return config

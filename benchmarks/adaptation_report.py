@@ -172,6 +172,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "fasttc"
     cells = _cells(rows)
+    if not cells:
+        return  # only scratch so far
     columns = min(4, len(cells))
     height = math.ceil(len(cells) / columns)
     figure, axes = pyplot.subplots(

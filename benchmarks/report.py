@@ -100,6 +100,16 @@ def _adapters(data: dict[str, Any]) -> str:
     return f"{adapters_report.tables(data['rows'])}\n\n{of_seeds}{adapters_report.seeds(data['rows'])}."
 
 
+def _sweep(data: dict[str, Any]) -> str:
+    """FVU by line, everything else as it is."""
+    rows = [
+        [f"{value:.4f}" if isinstance(value, float) else value for value in row.values()]
+        for row in data["rows"]
+    ]
+    header = [data["sweep"], *list(data["rows"][0])[1:]]
+    return f"{_grid(header, rows)}\n\nFVU on test documents. {source_line(data['environment'])}"
+
+
 def _aot(data: dict[str, Any]) -> str:
     """Per module, the largest registers and shared memory on each architecture."""
     targets = list(dict.fromkeys(row["target"] for row in data["rows"]))
@@ -139,6 +149,7 @@ def rendered(text: str, results: Path) -> str:
             "cpu": _cpu,
             "finetuning": _finetuning,
             "ops": _ops,
+            "sweep": _sweep,
         }
         if data.get("kind") not in tables:
             raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")

@@ -3,6 +3,7 @@
     python -m benchmarks sweeps width --data DATA       F from 256 to 4096: adapted against from scratch
     python -m benchmarks sweeps distance --data DATA    rate and steps of the fine-tuning: where PAT is not enough
     python -m benchmarks sweeps sae --data DATA         sparse autoencoders (target = input) beside transcoders
+    python -m benchmarks sweeps inputs --data DATA      inputs as they are beside centred, half-whitened ones
 
 One seed, options between those that the ledger's searches found, the same for all lines, figures of test documents.
 Every line is a file below OUT: what is there is not done again.
@@ -24,6 +25,7 @@ from fasttc.training.distributed import Processes
 from fasttc.training.packing import TokenBatch
 
 from . import record
+from .adaptation import FULL
 from .adaptation_runs import Bench
 from .adaptation_world import Size, World
 
@@ -65,39 +67,45 @@ class Inputs:
 
 
 def _world(options: argparse.Namespace, n_features: int = 1024) -> World:
-    size = Size(2500, {"sweep": BASE_TOKENS}, {"mild": (102_400, 1e-4), **DISTANCES})
+    size = Size(2500, {"sweep": BASE_TOKENS}, {**FULL.size.distances, **DISTANCES})
     return World(options.data, options.out / "world", size, n_features=n_features)
 
 
-def _both_sides(bench: Bench, base: TranscoderSet) -> Line:
-    """Adapted and from scratch, at the fixed budgets."""
+def _both_sides(bench: Bench, base: TranscoderSet, **options: Any) -> Line:
+    """FVU adapted and from scratch, at the fixed budgets, with ``options`` of both trainings."""
     found: Line = {"unadapted": bench.fvu(base)}
-    found[f"adapted {ADAPT_TOKENS}"] = bench.fvu(bench.fit("PAT", ADAPT_TOKENS, 0, ADAPT, base)[0])
+    adapted = bench.fit("PAT", ADAPT_TOKENS, 0, {**ADAPT, **options}, base)[0]
+    found[f"adapted, {ADAPT_TOKENS:,} tokens"] = bench.fvu(adapted)
     for tokens in SCRATCH_TOKENS:
-        found[f"scratch {tokens}"] = bench.fvu(bench.fit("scratch", tokens, 0, SCRATCH, None)[0])
+        new = bench.fit("scratch", tokens, 0, {**SCRATCH, **options}, None)[0]
+        found[f"scratch, {tokens:,} tokens"] = bench.fvu(new)
     return found
 
 
-def width(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]:
-    def line(n_features: int) -> Line:
-        world = _world(options, n_features)
-        model = world.tuned("mild")
-        with world.activations(model) as source:
-            bench = Bench(model, world.medical, source, n_features=n_features, k=world.k)
-            return _both_sides(bench, world.bases("covered", "sweep"))
+def _line(options: argparse.Namespace, tuned: str, n_features: int = 1024, **training: Any) -> Line:
+    """Both sides on one fine-tuned model, the base covered; ``training``: options of both."""
+    world = _world(options, n_features)
+    model = world.tuned(tuned)
+    with world.activations(model) as source:
+        bench = Bench(model, world.medical, source, n_features=n_features, k=world.k)
+        return _both_sides(bench, world.bases("covered", "sweep"), **training)
 
-    return ((f"F = {n}", lambda n=n: line(n)) for n in WIDTHS)
+
+def width(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]:
+    return ((f"F = {n}", lambda n=n: _line(options, "mild", n)) for n in WIDTHS)
 
 
 def distance(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]:
-    def line(name: str) -> Line:
-        world = _world(options)
-        model = world.tuned(name)
-        with world.activations(model) as source:
-            bench = Bench(model, world.medical, source, n_features=world.n_features, k=world.k)
-            return _both_sides(bench, world.bases("covered", "sweep"))
+    return ((name, lambda name=name: _line(options, name)) for name in DISTANCES)
 
-    return ((name, lambda name=name: line(name)) for name in DISTANCES)
+
+def inputs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]:
+    ways = {"as they are": False, "centred, half whitened": True}
+    return (
+        (f"{name}, {way}", lambda name=name, whiten=whiten: _line(options, name, whiten=whiten))
+        for name in FULL.size.distances
+        for way, whiten in ways.items()
+    )
 
 
 def sae(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]:
@@ -116,7 +124,7 @@ def sae(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Line]]]
     return ((name, lambda target=target: line(target)) for target, name in names.items())
 
 
-SWEEPS = {"width": width, "distance": distance, "sae": sae}
+SWEEPS = {"width": width, "distance": distance, "sae": sae, "inputs": inputs}
 
 
 def main(arguments: list[str] | None = None) -> int:

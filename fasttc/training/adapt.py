@@ -23,8 +23,8 @@ from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, a
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
 
 RATE = 0.25
-"""Of the learning rate from scratch, with updates of 64 tokens and a refit at the end: between the best rates after mild
-(an eighth) and after severe fine-tuning (a half). Too high a rate first undoes what the base knows."""
+"""Of the learning rate from scratch, with updates of 64 tokens and a refit at the end: between what is best after mild
+fine-tuning (an eighth) and after severe (a half). Too high a rate first undoes what the base knows."""
 COLLECT_AFTER = 0.0
 """Share of the updates whose codes the last refit leaves out: none, the encoder moves little."""
 
