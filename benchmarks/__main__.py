@@ -14,6 +14,7 @@ SUITES = {  # name -> what it does
     "adaptation": "the ledger: what adapting transcoders costs beside training them from scratch",
     "finetuning": "training the MLPs alone against the whole model and LoRA: text, forgetting, a task",
     "adapters": "transcoder adapters: what a few features hold of a fine-tuning, and do to the words it writes",
+    "shift": "how far classes of documents move in fine-tuning, on the clinical world",
     "page": "the page in a browser: opening, dragging",
     "pictures": "the pictures of docs/viewer.md, from a demo folder",
     "features": "evidence for 1,000 features over a million tokens: time and memory",

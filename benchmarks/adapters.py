@@ -19,7 +19,9 @@ training.
 
 import argparse
 import random
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,12 @@ class Bench:
         }
 
 
+def measure(name: str, data: Path, plan: Plan, seed: int, threads: int) -> dict[str, Any]:
+    """A row of the results, in a process of its own."""
+    torch.set_num_threads(threads)
+    return Bench(name, data, plan, seed).row()
+
+
 def word_orders(documents: list[str], n: int, *, words: int = 10, before: int = 40) -> list[Question]:
     """Questions whose options are the next words of a document and three other orders of them; always the same."""
     rng = random.Random(0)
@@ -210,23 +218,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=record.DATA, help="models/stories260K and pubmedqa")
     parser.add_argument("--pair", choices=PAIRS, action="append", help="only this pair (repeatable)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of a process")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; each measures a pair with a seed")
     parser.add_argument("--quick", action="store_true", help="small sizes, one seed; nothing is learned")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has of these sizes")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/cpu/adapters.json")
     options = parser.parse_args(arguments)
     if not (options.data / "models" / "stories260K").is_dir():
         parser.error(f"--data: expected a folder with models/stories260K and pubmedqa, got {options.data}")
-    if options.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
-    torch.set_num_threads(options.threads)
+    for name in ("seeds", "threads", "jobs"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
     plan, seeds = (QUICK, 1) if options.quick else (Plan(), options.seeds)
     out = options.out or (None if options.quick else record.ROOT / "results/cpu/adapters.json")
-    head = {"kind": "adapters", "environment": record.environment("cpu", 0)}
     rows = []
-    for seed in range(seeds):
-        for name in options.pair or PAIRS:
-            rows.append(Bench(name, options.data, plan, seed).row())
-            print(f"seed {seed}, {name}: {rows[-1]['adapters']['kl_recovered']:.1%} of the KL", flush=True)
+    if options.resume and out is not None and out.is_file():
+        rows = [row for row in record.read(out)["rows"] if row["plan"] == asdict(plan)]
+    done = {(row["seed"], row["pair"]) for row in rows}
+    order = list(PAIRS)
+    wanted = [(seed, name) for seed in range(seeds) for name in options.pair or PAIRS]
+    head = {"kind": "adapters", "environment": record.environment("cpu", 0) | {"threads": options.threads}}
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        running = [
+            pool.submit(measure, name, options.data, plan, seed, options.threads)
+            for seed, name in wanted
+            if (seed, name) not in done
+        ]
+        for finished in as_completed(running):
+            row = finished.result()
+            rows = sorted([*rows, row], key=lambda r: (r["seed"], order.index(r["pair"])))
+            print(
+                f"seed {row['seed']}, {row['pair']}: {row['adapters']['kl_recovered']:.1%} of the KL",
+                flush=True,
+            )
             if out is not None:
                 record.write(out, head, rows)
     print(adapters_report.tables(rows))

@@ -10,12 +10,6 @@ def tables(rows: Rows) -> str:
     return "\n\n".join([_distance(rows), _recovery(rows), _words(rows)])
 
 
-def seeds(rows: Rows) -> str:
-    """How many seeds there are, in words of a sentence."""
-    numbers = sorted({row["seed"] for row in rows})
-    return f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]} to {numbers[-1]}"
-
-
 def _distance(rows: Rows) -> str:
     found = []
     for pair, runs in _by_pair(rows):

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import adaptation_report, adapters_report, finetuning, record
+from . import adaptation_report, adapters_report, finetuning, record, shift
 from .plot import bars
 
 BLOCK = re.compile(
@@ -95,9 +95,18 @@ def _finetuning(data: dict[str, Any]) -> str:
 
 
 def _adapters(data: dict[str, Any]) -> str:
-    environment = data["environment"]
-    of_seeds = f"{environment['device']}, torch {environment['torch']}; commit {environment['commit']}, "
-    return f"{adapters_report.tables(data['rows'])}\n\n{of_seeds}{adapters_report.seeds(data['rows'])}."
+    return f"{adapters_report.tables(data['rows'])}\n\n{_of_seeds(data)}"
+
+
+def _shift(data: dict[str, Any]) -> str:
+    return f"{shift.table(data['rows'])}\n\n{_of_seeds(data)}"
+
+
+def _of_seeds(data: dict[str, Any]) -> str:
+    """The source line of figures with several seeds."""
+    numbers = sorted({row["seed"] for row in data["rows"]})
+    named = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {numbers[0]} to {numbers[-1]}"
+    return source_line(data["environment"]).rsplit(", ", 1)[0] + f", {named}."
 
 
 def _sweep(data: dict[str, Any]) -> str:
@@ -149,6 +158,7 @@ def rendered(text: str, results: Path) -> str:
             "cpu": _cpu,
             "finetuning": _finetuning,
             "ops": _ops,
+            "shift": _shift,
             "sweep": _sweep,
         }
         if data.get("kind") not in tables:

@@ -235,6 +235,8 @@ def _layer(
     old, new = means @ before, means @ after  # [C, D]
     residual = before - old[torch.from_numpy(classes)]
     spread = math.sqrt(float(residual.square().sum()) / max(len(before) - len(names), 1))
+    if spread < 1e-12 * math.sqrt(float(before.square().sum(1).mean())):
+        spread = 0.0  # what is left of equal numbers after rounding
     own = _own(new - old) / spread if spread else torch.full((len(names),), math.nan)
     moved = after - before
     chance = torch.stack([_own(_means(shuffled, len(names)) @ moved) for shuffled in shuffles or [classes]])
