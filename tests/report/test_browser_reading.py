@@ -9,7 +9,7 @@ import pytest
 
 from fasttc.benchmarks.browser import complaints, ready
 from fasttc.benchmarks.page import random_graph, whole
-from fasttc.graph import Supernodes, diff
+from fasttc.graph import Supernodes, diff, node_ids
 from fasttc.report import FeatureFolder, page_data, write_page
 
 from .conftest import HOSTILE
@@ -264,19 +264,42 @@ def test_one_file_works_from_the_disk(driver, small, tmp_path):
     js(driver, "localStorage.clear()")
 
 
+OVERLAPS = """
+const shapes = [...document.querySelectorAll(arguments[0])].map((s) => s.getBoundingClientRect());
+let pairs = 0;
+for (let i = 0; i < shapes.length; i++) for (let j = 0; j < i; j++) {
+  const a = shapes[i], b = shapes[j];
+  if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom) pairs++;
+}
+return pairs;
+"""
+
+
+def test_groups_do_not_cover_one_another(driver, show, small):
+    """Many wide groups of every row, tokens and outputs too: each is a chip of its own within the drawing."""
+    ids = node_ids(small)
+    rows = [ids[small.token_slice][:3], ids[small.logit_slice][:2]]
+    cells: dict[tuple[int, int], list[str]] = {}
+    for name, (layer, position, _) in zip(ids, small.features.tolist(), strict=False):
+        cells.setdefault((layer, position // 2), []).append(name)
+    rows += cells.values()
+    groups = [
+        {"name": f"a group with a long name, number {at}", "members": list(row)}
+        for at, row in enumerate(rows)
+    ]
+    show(small, state={"schema": "fasttc.supernodes/1", "groups": groups})
+    js(driver, "fasttc.app.setShares([1, 1])")
+    assert len(texts(driver, "g.node.group")) == len(groups) > 8
+    assert js(driver, OVERLAPS, "g.node.group .shape, g.node.token .shape, g.node.logit .shape") == 0
+    inside = "return [...document.querySelectorAll('g.node.group .shape')].map((s) => s.getBoundingClientRect().right)"
+    assert max(js(driver, inside)) <= js(driver, "return document.getElementById('stage').clientWidth")
+    picture(driver, "groups")
+
+
 def test_five_hundred_nodes(driver, show):
     graph = random_graph()
     show(graph, data=whole(page_data(graph, name="g")))
     assert len(texts(driver, "g.node")) >= 500
     assert "strongest 2,500 of" in element(driver, "#legend").text
-    overlap = """
-    const shapes = [...document.querySelectorAll('g.node.feature .shape')].map((s) => s.getBoundingClientRect());
-    let pairs = 0;
-    for (let i = 0; i < shapes.length; i++) for (let j = 0; j < i; j++) {
-      const a = shapes[i], b = shapes[j];
-      if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom) pairs++;
-    }
-    return pairs;
-    """
-    assert js(driver, overlap) == 0
+    assert js(driver, OVERLAPS, "g.node.feature .shape") == 0
     picture(driver, "500-nodes")

@@ -23,7 +23,6 @@ fasttc.draw = (() => {
     if (node.kind === "token" || node.kind === "logit" || node.kind === "group") {
       const height = node.kind === "group" ? 26 : 22;
       const corner = node.kind === "group" ? 9 : 5;
-      if (node.kind === "group") node.width = Math.min(fasttc.base.width(node.name, fasttc.layout.FONT) + 44, 190);
       node.radius = height / 2;
       return box(node.width, height, corner);
     }
@@ -180,7 +179,7 @@ fasttc.draw = (() => {
         name.setAttribute("text-anchor", node.above ? "middle" : "start");
         return;
       }
-      const extra = node.kind === "logit" ? (app.scene.diff ? fasttc.layout.NOTE.diff : fasttc.layout.NOTE.plain) : node.kind === "group" ? 24 : 0;
+      const extra = node.kind === "logit" ? (app.scene.diff ? fasttc.layout.NOTE.diff : fasttc.layout.NOTE.plain) : node.kind === "group" ? fasttc.layout.NOTE.group : 0;
       name.textContent = fit(node.name, node.width - extra - 10, fasttc.layout.FONT);
       name.setAttribute("x", -extra / 2);
       note.textContent = node.kind === "logit" ? probability(node) : node.kind === "group" ? node.members.length : "";

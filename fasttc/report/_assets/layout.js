@@ -4,24 +4,27 @@
 fasttc.layout = (() => {
   const SMALLEST = 15, WIDEST = 150; // pixels between neighbours of a cell
   const FONT = "12px Inter, system-ui, sans-serif";
-  const NOTE = { plain: 40, diff: 82 }; // pixels for the probability in an output's chip
+  const NOTE = { plain: 40, diff: 82, group: 24 }; // pixels for the probability in an output's chip, members in a group's
+  const WIDEST_GROUP = 210;
   const MARGIN = { left: 44, right: 60, top: 14, bottom: 14 };
 
-  const units = (node) => (node.kind === "group" ? 4 : 1);
+  const LINE = 30, APART = 8; // pixels from one line of chips to the next, and between neighbours
+  const SLACK = 24; // pixels that a group may be moved to the right before it gets a line of its own
+
   const chipWidth = (node, most) => Math.min(fasttc.base.width(node.name, FONT) + 16, most);
 
-  /** Nodes of each cell, in the order of their table, so that a node keeps its place from view to view. */
+  /** Dots of each cell, in the order of their table, so that a node keeps its place from view to view. */
   function cells(nodes) {
-    return d3.group(nodes.filter((node) => node.kind !== "token" && node.kind !== "logit"),
+    return d3.group(nodes.filter((node) => node.kind === "feature" || node.kind === "error"),
       (node) => node.layer, (node) => node.position);
   }
 
-  /** Units that a column needs when a cell may have `lines` lines. */
-  function columnUnits(grid, positions, lines) {
+  /** Dots side by side that a column needs when a cell may have `lines` lines. */
+  function columnCounts(grid, positions, lines) {
     const needed = new Array(positions).fill(1);
     for (const row of grid.values())
       for (const [position, nodes] of row)
-        needed[position] = Math.max(needed[position], Math.ceil(d3.sum(nodes, units) / lines));
+        needed[position] = Math.max(needed[position], Math.ceil(nodes.length / lines));
     return needed;
   }
 
@@ -33,25 +36,35 @@ fasttc.layout = (() => {
     return { gap, widths: width(gap) };
   }
 
-  /** Places one cell's nodes in lines around the middle of its column. */
+  /** Places one cell's dots in lines around the middle of its column. */
   function placeCell(nodes, left, width, gap) {
     const perLine = Math.max(1, Math.floor(width / gap + 1e-6));
-    const lines = [[]];
-    let used = 0;
-    for (const node of nodes) {
-      if (used && used + units(node) > perLine) {
-        lines.push([]);
-        used = 0;
-      }
-      lines.at(-1).push(node);
-      used += units(node);
+    for (const [at, node] of nodes.entries()) {
+      const line = Math.floor(at / perLine), among = Math.min(perLine, nodes.length - line * perLine);
+      node.line = line;
+      node.x = left + width / 2 + ((at % perLine) - (among - 1) / 2) * gap;
     }
-    for (const [line, members] of lines.entries()) {
-      let x = left + (width - d3.sum(members, units) * gap) / 2;
-      for (const node of members) {
-        node.x = x + (units(node) * gap) / 2;
-        node.line = line;
-        x += units(node) * gap;
+    return Math.ceil(nodes.length / perLine);
+  }
+
+  /** Places the groups of a row near their columns, in as many lines as keep them from covering one another. */
+  function placeGroups(groups, columns, [left, right], first) {
+    const lines = [];
+    const middle = (node) => columns[node.position].left + columns[node.position].width / 2;
+    for (const node of d3.sort(groups, middle)) {
+      const wanted = Math.max(Math.min(middle(node) - node.width / 2, right - node.width), left);
+      let line = lines.find(({ end }) => end + APART <= wanted + SLACK);
+      if (!line) lines.push((line = { members: [], end: -Infinity, number: first + lines.length }));
+      node.x = Math.max(wanted, line.end + APART) + node.width / 2;
+      node.line = line.number;
+      line.end = node.x + node.width / 2;
+      line.members.push(node);
+    }
+    for (const { members } of lines) {
+      let end = right;
+      for (const node of members.reverse()) {
+        node.x = Math.min(node.x, end - node.width / 2);
+        end = node.x - node.width / 2 - APART;
       }
     }
     return lines.length;
@@ -93,7 +106,7 @@ fasttc.layout = (() => {
 
     let needed, fitted;
     for (let lines = 1; lines <= 8; lines++) {
-      needed = columnUnits(grid, positions, lines);
+      needed = columnCounts(grid, positions, lines);
       fitted = columnWidths(needed, least, room);
       if (fitted.gap >= 26 && d3.sum(fitted.widths) <= room) break;
     }
@@ -118,20 +131,33 @@ fasttc.layout = (() => {
         const column = columns[position];
         lines[layer] = Math.max(lines[layer], placeCell(members, column.left, column.width, fitted.gap));
       }
-    const logitLines = placeLogits(nodes.filter((node) => node.kind === "logit"), MARGIN.left, right, scene.diff ? NOTE.diff : NOTE.plain);
-    return placeRows(nodes, lines, logitLines, stage, { columns, right, gap: fitted.gap, state: app.state });
+    const chips = {
+      out: placeLogits(nodes.filter((node) => node.kind === "logit"), MARGIN.left, right, scene.diff ? NOTE.diff : NOTE.plain),
+      in: tokens.length ? 1 : 0,
+    };
+    const grouped = d3.group(nodes.filter((node) => node.kind === "group"), (node) => node.layer);
+    for (const [layer, groups] of grouped) {
+      for (const node of groups) node.width = Math.min(fasttc.base.width(node.name, FONT) + NOTE.group + 20, WIDEST_GROUP);
+      const first = layer < 0 ? chips.in : layer < layers ? lines[layer] : chips.out;
+      const more = placeGroups(groups, columns, [MARGIN.left, right], first);
+      if (layer < 0) chips.in += more;
+      else if (layer < layers) lines[layer] += more;
+      else chips.out += more;
+    }
+    return placeRows(nodes, lines, chips, stage, { columns, right, gap: fitted.gap, state: app.state, least: grouped.size ? LINE : 14 });
   }
 
   /** Row heights from the number of lines in each, and with them every y. */
-  function placeRows(nodes, lines, logitLines, stage, geometry) {
+  function placeRows(nodes, lines, chips, stage, geometry) {
     const EMPTY = 0.3, PAD = 0.45; // of a line
     const height = lines.map((count) => (count ? count + PAD : EMPTY));
-    const fixed = MARGIN.top + MARGIN.bottom + stage.legend + 30 * logitLines + 40;
-    const line = Math.min(Math.max((stage.height - fixed) / Math.max(d3.sum(height), 1), 14), 220);
+    const inputs = LINE * Math.max(chips.in, 1) + 2;
+    const fixed = MARGIN.top + MARGIN.bottom + stage.legend + LINE * chips.out + 8 + inputs;
+    const line = Math.min(Math.max((stage.height - fixed) / Math.max(d3.sum(height), 1), geometry.least), 220);
     const rows = [];
     let y = MARGIN.top;
-    rows.push({ layer: lines.length, top: y, height: 30 * logitLines + 8, first: y + 15, line: 30, name: "out" });
-    y += 30 * logitLines + 8;
+    rows.push({ layer: lines.length, top: y, height: LINE * chips.out + 8, first: y + 15, line: LINE, name: "out" });
+    y += LINE * chips.out + 8;
     for (let layer = lines.length - 1; layer >= 0; layer--) {
       const tall = height[layer] * line;
       rows[lines.length - layer] = {
@@ -139,7 +165,7 @@ fasttc.layout = (() => {
       };
       y += tall;
     }
-    rows.push({ layer: -1, top: y, height: 32, first: y + 18, line: 0, name: "in" });
+    rows.push({ layer: -1, top: y, height: inputs, first: y + 18, line: LINE, name: "in" });
     for (const node of nodes) {
       const row = rows[lines.length - node.layer];
       node.y = row.first + node.line * row.line;
@@ -148,7 +174,7 @@ fasttc.layout = (() => {
       node.homeY = node.y;
       if (moved) [node.x, node.y] = [node.x + moved[0], node.y + moved[1]];
     }
-    const extent = { x0: 0, y0: 0, x1: geometry.right + MARGIN.right, y1: y + 32 + MARGIN.bottom + stage.legend };
+    const extent = { x0: 0, y0: 0, x1: geometry.right + MARGIN.right, y1: y + inputs + MARGIN.bottom + stage.legend };
     return { ...geometry, rows, extent, line };
   }
 
