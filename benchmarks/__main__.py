@@ -16,7 +16,7 @@ SUITES = {  # name -> what it does
     "adapters": "transcoder adapters: what a few features hold of a fine-tuning, and do to the words it writes",
     "shift": "how far classes of documents move in fine-tuning, on the clinical world",
     "page": "the page in a browser: opening, dragging",
-    "pictures": "the pictures of docs/viewer.md, from a demo folder",
+    "pictures": "the pictures of docs/viewer.md and docs/circuits.md, from a walkthrough",
     "features": "evidence for 1,000 features over a million tokens: time and memory",
     "memory": "the memory that PAT says it will need, against what it needs",
     "prediction": "PAT of Gemma-2-2b on one H200, on paper",

@@ -1,7 +1,7 @@
-"""The pictures of docs/viewer.md, taken from the page itself in headless Chromium.
+"""The pictures of docs/viewer.md and docs/circuits.md, taken from the page itself in headless Chromium.
 
-fasttc demo                                    # writes fasttc-demo/, a minute or two on two cores
-python -m benchmarks pictures --demo fasttc-demo --features fasttc-demo/features --out docs/images
+bash benchmarks/circuits_walkthrough.sh DATA OUT      makes what they show, and takes them into OUT/images
+python -m benchmarks pictures --walkthrough OUT --out docs/images
 """
 
 import argparse
@@ -9,14 +9,27 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttc.graph import load_graph
+from fasttc.graph import MergedGraph, load_graph
 from fasttc.report import FeatureFolder, page_data, with_evidence, write_page
 
 from .browser import browser, complaints, missing, ready
 from .page import random_graph, whole
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture: the page of ``data``, with what was edited, after a script; ``wide``: of a longer prompt."""
+
+    name: str
+    data: dict[str, Any]
+    script: str = ""
+    state: dict[str, Any] | None = field(default=None, repr=False)
+    wide: bool = False
+
 
 _STRONGEST = """
 const found = d3.sort(fasttc.app.scene.nodes.filter((n) => n.kind === 'feature'), (n) => -n.influence);
@@ -36,40 +49,72 @@ fasttc.app.select(found[0].key);
 setTimeout(() => document.querySelector('.evidence')?.scrollIntoView(), 200);
 """
 )
-DARK_DIFF = """
-document.querySelector('#views input[value=diff]').click(); document.getElementById('theme').click();
+STRONGEST_PATH = (
+    _STRONGEST
+    + """
+fasttc.app.select(found[0].key);
+document.querySelector('.paths button').click();
 """
+)
+LARGEST_GROUP = """
+const groups = fasttc.app.scene.nodes.filter((n) => n.kind === 'group' && n.layer > 0);
+fasttc.app.select(d3.greatest(groups, (n) => n.influence).key);
+"""
+OF_THE_ADAPTER = """
+const own = fasttc.app.scene.nodes.filter((n) => n.adapter);
+fasttc.app.select(d3.greatest(own, (n) => n.influence).key);
+"""
+DIFF = "document.querySelector('#views input[value=diff]').click();"
+DARK_DIFF = DIFF + " document.getElementById('theme').click();"
 
 
-def shots(demo: Path, features: Path | None) -> list[tuple[str, dict[str, Any], str]]:
-    """Name, data and script of each picture."""
-    tuned, base = (load_graph(demo / f"{name}.graph") for name in ("finetuned", "base"))
-    pair = page_data(tuned, base=base, name="pictures")
-    evidence = pair if features is None else with_evidence(pair, FeatureFolder(features))[0]
+def shots(folder: Path) -> list[Shot]:
+    """Everything that is shown of a folder that ``circuits_walkthrough.sh`` wrote."""
+
+    def data(name: str, base: str | None = None, features: str | None = None) -> dict[str, Any]:
+        graph = load_graph(folder / f"{name}.graph")
+        shown = graph.pruned if isinstance(graph, MergedGraph) else graph
+        other: Any = None if base is None else load_graph(folder / f"{base}.graph")
+        made = page_data(shown, base=other, name=name)
+        return (
+            made
+            if features is None
+            else with_evidence(made, FeatureFolder(folder / "features" / features))[0]
+        )
+
+    merged = MergedGraph.load(folder / "two_hop.merged.graph").supernodes().to_dict()
+    pair = data("tuned", base="two_hop")
+    clinical = data("two_hop", features="base")
     return [
-        ("page-groups", evidence, GROUPED),
-        ("page-feature", evidence, SELECTED),
-        ("page-diff-dark", pair, DARK_DIFF),
-        ("page-500-nodes", whole(page_data(random_graph(), name="pictures")), ""),
+        Shot("page-groups", clinical, GROUPED),
+        Shot("page-feature", clinical, SELECTED),
+        Shot("page-diff-dark", pair, DARK_DIFF),
+        Shot("page-500-nodes", whole(page_data(random_graph(), name="pictures"))),
+        Shot("circuits-merged", data("two_hop.merged", features="base"), LARGEST_GROUP, merged),
+        Shot("circuits-path", clinical, STRONGEST_PATH),
+        Shot("circuits-diff", pair, DIFF),
+        Shot("circuits-joint", data("joint.pruned"), OF_THE_ADAPTER),
+        Shot("circuits-stories", data("ft.few", features="ft"), SELECTED, wide=True),
     ]
 
 
-def take(out: Path, chosen: list[tuple[str, dict[str, Any], str]]) -> list[dict[str, Any]]:
+def take(out: Path, chosen: list[Shot]) -> list[dict[str, Any]]:
     """Writes the PNG files; returns their names and sizes."""
     out.mkdir(parents=True, exist_ok=True)
     taken = []
-    with tempfile.TemporaryDirectory() as folder, browser(1120, 660) as driver:
-        for name, data, script in chosen:
-            page = Path(folder) / f"{name}.html"
-            write_page(page, data)
-            driver.get(page.as_uri())
-            ready(driver)
-            driver.execute_script(script)
-            time.sleep(0.6)  # the drawing's next frames
-            path = out / f"{name}.png"
-            path.write_bytes(_smaller(driver.get_screenshot_as_png()))
-            taken.append({"name": path.name, "bytes": path.stat().st_size, "console": complaints(driver)})
-            driver.execute_script("localStorage.clear()")
+    for wide, size in ((False, (1120, 660)), (True, (1400, 760))):
+        with tempfile.TemporaryDirectory() as folder, browser(*size) as driver:
+            for shot in (shot for shot in chosen if shot.wide == wide):
+                page = Path(folder) / f"{shot.name}.html"
+                write_page(page, shot.data, shot.state)
+                driver.get(page.as_uri())
+                ready(driver)
+                driver.execute_script(shot.script)
+                time.sleep(0.6)  # the drawing's next frames
+                path = out / f"{shot.name}.png"
+                path.write_bytes(_smaller(driver.get_screenshot_as_png()))
+                taken.append({"name": path.name, "bytes": path.stat().st_size, "console": complaints(driver)})
+                driver.execute_script("localStorage.clear()")
     return taken
 
 
@@ -93,15 +138,18 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--demo", type=Path, required=True, help="what fasttc demo wrote")
-    parser.add_argument("--features", type=Path, help="feature files of its transcoders (fasttc features)")
+    parser.add_argument("--walkthrough", type=Path, required=True, help="what circuits_walkthrough.sh wrote")
+    parser.add_argument("--only", help="just the picture of this name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if reason := missing():
         print(f"pictures: {reason}", file=sys.stderr)
         return 2
-    taken = take(options.out, shots(options.demo, options.features))
+    chosen = [shot for shot in shots(options.walkthrough) if options.only in (None, shot.name)]
+    if not chosen:
+        parser.error(f"--only: expected the name of a picture, got {options.only!r}")
+    taken = take(options.out, chosen)
     if options.json:
         print(json.dumps({"pictures": taken}, indent=2))
     else:

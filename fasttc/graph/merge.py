@@ -1,6 +1,6 @@
 """Supernodes: found by clustering within bounds of the measured loss, or taken from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ from fasttc.graph.supernodes import Supernodes
 
 _GRID = 16  # cuts of the tree that are measured before the search closes in on one
 _MOST_NODES = 20_000  # their distances take 1.6 GB
+_PAIRWISE = (
+    2_000  # nodes; in graphs of at most so many, groups of the best cut are merged further, pair by pair
+)
+_PAIRS_TRIED = 500
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ def merge(
 
     Complete-link clustering on the distances of :func:`fasttc.graph.similarity.distances`: every two members of a
     supernode are alike. The tree is cut where the fewest supernodes are left with the measured loss within ``bounds``
-    (a grid of cuts, then bisection below the best), or where ``supernodes`` are left. Only nodes of one kind and owner
-    merge; logits stay, tokens without an edge are left out.
+    (a grid of cuts, then bisection below the best); in graphs of at most 2,000 nodes, supernodes of the best cut merge
+    further, closest pairs first, as long as the loss stays within ``bounds``. Or it is cut where ``supernodes`` are
+    left. Only nodes of one kind and owner merge; logits stay, tokens without an edge are left out.
 
     Args:
         graph: a pruned graph, or a graph, which is pruned at 0.8 / 0.98.
@@ -144,6 +149,7 @@ class _Tree:
     def __init__(self, condensed: Array) -> None:
         from scipy.cluster.hierarchy import linkage
 
+        self.condensed = condensed
         steps = linkage(condensed, "complete")
         self.n = len(steps) + 1
         self._pairs = steps[:, :2].astype(np.int64)
@@ -163,11 +169,11 @@ class _Tree:
 
 
 def _fewest(tree: _Tree, pruned: PrunedGraph, edges: Edges, nodes: Array, bounds: MergeBounds) -> Array:
-    """The cut with the fewest groups that was found within the bounds."""
+    """The fewest groups that were found within the bounds: the best cut, then single merges beyond it."""
     scores, group = pruned.scores(), np.full(pruned.graph.n_nodes, -1)
 
-    def within(groups: int) -> bool:  # ``bounds.met``, cheapest part first
-        group[nodes] = tree.cut(groups)
+    def within(numbers: Array) -> bool:  # ``bounds.met``, cheapest part first
+        group[nodes] = numbers
         merged = quotient(edges, group)
         if not edges_kept(merged) >= bounds.edges:
             return False
@@ -177,12 +183,39 @@ def _fewest(tree: _Tree, pruned: PrunedGraph, edges: Edges, nodes: Array, bounds
         return sign_agreement(edges, group) >= bounds.sign_agreement
 
     grid = np.unique(np.geomspace(tree.fewest, tree.n, _GRID).round().astype(int)).tolist()
-    at = next((i for i, groups in enumerate(grid) if within(groups)), len(grid) - 1)
+    at = next((i for i, groups in enumerate(grid) if within(tree.cut(groups))), len(grid) - 1)
     best, below = grid[at], grid[at - 1] if at else grid[at]
     while best - below > 1:
         middle = (best + below) // 2
-        if within(middle):
+        if within(tree.cut(middle)):
             best = middle
         else:
             below = middle
-    return tree.cut(best)
+    found = tree.cut(best)
+    return found if tree.n > _PAIRWISE else _pair_by_pair(found, tree.condensed, within)
+
+
+def _pair_by_pair(group: Array, condensed: Array, within: Callable[[Array], bool]) -> Array:
+    """Merges on, closest groups first (complete link), past pairs that break the bounds and all that would hold them.
+
+    A cut ends where the tree's next merge costs too much; merges elsewhere may still be free.
+    """
+    from scipy.spatial.distance import squareform
+
+    order = np.argsort(group, kind="stable")
+    first = np.searchsorted(group[order], np.arange(int(group.max()) + 1))
+    apart = squareform(condensed)[np.ix_(order, order)]
+    link = np.maximum.reduceat(np.maximum.reduceat(apart, first, 0), first, 1)
+    np.fill_diagonal(link, APART)
+    for _ in range(_PAIRS_TRIED):
+        one, other = np.unravel_index(link.argmin(), link.shape)
+        if link[one, other] >= APART:
+            break
+        tried = np.where(group == other, one, group)
+        if within(np.unique(tried, return_inverse=True)[1]):
+            group = tried
+            link[one] = link[:, one] = np.maximum(link[one], link[other])
+            link[other] = link[:, other] = link[one, one] = APART
+        else:
+            link[one, other] = link[other, one] = APART
+    return np.unique(group, return_inverse=True)[1]

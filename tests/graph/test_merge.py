@@ -233,3 +233,17 @@ def test_group_that_holds_everything_explains_nothing(random_case):
     loss = merge_loss(edges, group, pruned.n_nodes, pruned.scores())
     assert loss.nodes_after == 2
     assert not MergeBounds().met(loss)
+
+
+def test_merging_goes_on_elsewhere_where_a_cut_would_end(random_case):
+    """Never more supernodes than the best cut of the tree has, sometimes fewer, and within the bounds all the same."""
+    bounds, fewer = MergeBounds(completeness=0.8, sign_agreement=0.8, edges=0.7), 0
+    for seed in range(6):
+        pruned = Graph.from_dense(**random_case(seed)).prune(0.9, 0.9).compact()
+        merged = merge(pruned, bounds=bounds)
+        assert bounds.met(merged.loss)
+        cuts = [merge(pruned, supernodes=count) for count in range(1, pruned.n_nodes)]
+        best = min((cut.n_nodes for cut in cuts if bounds.met(cut.loss)), default=pruned.n_nodes)
+        assert merged.n_nodes <= best
+        fewer += merged.n_nodes < best
+    assert fewer > 0
