@@ -24,7 +24,10 @@ def node_names(graph: Graph) -> list[str]:
     errors = [
         f"error L{layer}@{at} {words[at]}" for layer in range(graph.n_layers) for at in range(graph.n_tokens)
     ]
-    tokens = [f"'{word}'@{at}" for at, word in enumerate(words)]
+    tokens = [
+        f"'{token.strip()}'@{at}" if token.strip() else f"{token!r}@{at}"
+        for at, token in enumerate(graph.tokens)
+    ]
     return (
         features + errors + tokens + [f"say {label.strip() or repr(label)}" for label in graph.logit_labels]
     )

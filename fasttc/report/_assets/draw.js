@@ -252,9 +252,10 @@ fasttc.draw = (() => {
     });
 
   function fit(animate = true) {
-    const { width, height } = size(), { x1, y1 } = geometry.extent;
-    const k = Math.min(1, width / x1, height / y1);
-    const target = d3.zoomIdentity.translate((width - k * x1) / 2, Math.max((height - k * y1) / 2, 0)).scale(k);
+    const { width, height, legend } = size(), { x1, y1 } = geometry.extent;
+    const room = height - legend, tall = y1 - legend; // the legend keeps its size
+    const k = Math.min(1, width / x1, room / tall);
+    const target = d3.zoomIdentity.translate((width - k * x1) / 2, Math.max((room - k * tall) / 2, 0)).scale(k);
     fitted = target.toString();
     const calm = !animate || matchMedia("(prefers-reduced-motion: reduce)").matches;
     (calm ? svg : svg.transition().duration(250)).call(zoom.transform, target);

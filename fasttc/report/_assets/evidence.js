@@ -49,7 +49,7 @@ fasttc.evidence = (() => {
     const groups = found.groups.filter((group) => group.examples.length);
     return el("div", { class: "evidence" },
       el("h3", {}, "Feature evidence"),
-      found.frequency === null ? null : el("p", { class: "quiet" }, `active on ${fasttc.base.percent(found.frequency)} of tokens`),
+      found.frequency === null ? null : el("p", { class: "quiet" }, `active on ${d3.format(".2~g")(100 * found.frequency)} % of tokens`),
       tokens("Promotes", found.top, "up"), tokens("Suppresses", found.bottom, "down"),
       tokens("Driven by", found.embeddings, "driven"),
       found.histogram.length ? histogram(found.histogram, found.range) : null,
