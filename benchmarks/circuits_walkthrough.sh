@@ -19,7 +19,7 @@ import json
 from fasttc.worlds import ClinicalWorld
 
 world = ClinicalWorld(0)
-for name, texts in (("vignettes", world.base_corpus(4000, seed=2)), ("changed", world.finetune_corpus(12_000, seed=2))):
+for name, texts in (("vignettes", world.base_corpus(4000, seed=2)), ("changed", world.finetune_corpus(8_000, seed=2))):
     with open(f"{name}.jsonl", "w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
 END
@@ -33,9 +33,9 @@ step features world/base --transcoders world/tcs_base --data vignettes.jsonl --c
 step graph paths two_hop.graph pattern.graph -k 5 --plot images/circuits-lengths.png
 step attribute world/finetuned --transcoders world/tcs_pat --prompt "$two_hop" --out tuned.graph
 step graph diff two_hop.graph tuned.graph -k 4 --plot images/circuits-diff-bars.png
-step adapter train world/finetuned --base world/base --data changed.jsonl --context 64 --batch-size 40 --features 64 --l1 0.2 --tokens 300000 --out adapters
+step adapter train world/finetuned --base world/base --data changed.jsonl --context 64 --batch-size 40 --features 64 --l1 0.05 --tokens 200000 --out adapters
 step attribute world/finetuned --transcoders world/tcs_base --adapters adapters --prompt "$two_hop" --out joint.graph
-step graph prune joint.graph --node-threshold 0.7 --out joint.pruned.graph
+step graph prune joint.graph --node-threshold 0.85 --out joint.pruned.graph
 
 # 2. stories260K and a question of PubMedQA, before and after fine-tuning. Budgets of a minute, not of a study.
 model=$data/models/stories260K

@@ -19,6 +19,8 @@ from fasttc.report import FeatureFolder, page_data, with_evidence, write_page
 from .browser import browser, complaints, missing, ready
 from .page import random_graph, whole
 
+MOST_BYTES = 190_000  # of one picture
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -49,13 +51,6 @@ fasttc.app.select(found[0].key);
 setTimeout(() => document.querySelector('.evidence')?.scrollIntoView(), 200);
 """
 )
-STRONGEST_PATH = (
-    _STRONGEST
-    + """
-fasttc.app.select(found[0].key);
-document.querySelector('.paths button').click();
-"""
-)
 LARGEST_GROUP = """
 const groups = fasttc.app.scene.nodes.filter((n) => n.kind === 'group' && n.layer > 0);
 fasttc.app.select(d3.greatest(groups, (n) => n.influence).key);
@@ -64,8 +59,9 @@ OF_THE_ADAPTER = """
 const own = fasttc.app.scene.nodes.filter((n) => n.adapter);
 fasttc.app.select(d3.greatest(own, (n) => n.influence).key);
 """
-DIFF = "document.querySelector('#views input[value=diff]').click();"
-DARK_DIFF = DIFF + " document.getElementById('theme').click();"
+DARK_DIFF = """
+document.querySelector('#views input[value=diff]').click(); document.getElementById('theme').click();
+"""
 
 
 def shots(folder: Path) -> list[Shot]:
@@ -91,8 +87,6 @@ def shots(folder: Path) -> list[Shot]:
         Shot("page-diff-dark", pair, DARK_DIFF),
         Shot("page-500-nodes", whole(page_data(random_graph(), name="pictures"))),
         Shot("circuits-merged", data("two_hop.merged", features="base"), LARGEST_GROUP, merged),
-        Shot("circuits-path", clinical, STRONGEST_PATH),
-        Shot("circuits-diff", pair, DIFF),
         Shot("circuits-joint", data("joint.pruned"), OF_THE_ADAPTER),
         Shot("circuits-stories", data("ft.few", features="ft"), SELECTED, wide=True),
     ]
@@ -119,16 +113,18 @@ def take(out: Path, chosen: list[Shot]) -> list[dict[str, Any]]:
 
 
 def _smaller(png: bytes) -> bytes:
-    """The picture with 96 colours: a quarter of the bytes, and hardly a difference to the eye."""
+    """The picture with as many colours, up to 256, as make it small enough for a repository."""
     import io
 
     from PIL import Image
 
-    small = io.BytesIO()
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        small, "PNG", optimize=True
-    )
+    for colours in (256, 192, 128, 96, 64):
+        small = io.BytesIO()
+        few = picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=8, dither=Image.Dither.NONE)
+        few.save(small, "PNG", optimize=True)
+        if small.tell() <= MOST_BYTES:
+            break
     return small.getvalue()
 
 
