@@ -5,7 +5,7 @@ from fasttc.graph.graph import Graph
 
 def feature_numbers(graph: Graph) -> list[str]:
     """Each feature's number in its own set: ``204``, and ``A17`` for an adapter's feature 17."""
-    first = graph.metadata.get("adapters_from")
+    first = graph.metadata.get("adapters_from", [0] * graph.n_layers)
     return [
         f"A{index - first[layer]}" if owned else str(index)
         for (layer, _, index), owned in zip(graph.features.tolist(), graph.from_adapter.tolist(), strict=True)

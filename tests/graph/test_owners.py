@@ -84,6 +84,13 @@ def test_names_give_the_adapters_own_numbers(joint):
         assert names[node] == f"L{layer}/{number}@{position} {joint.tokens[position]}"
 
 
+def test_tokens_are_named_once_quoted(joint):
+    spaced = replace(joint, tokens=[" hip", " ", "\n", "a", "b"], logit_labels=[" ", "c", " d"])
+    names = node_names(spaced)
+    assert names[spaced.token_slice] == ["'hip'@0", "' '@1", "'\\n'@2", "'a'@3", "'b'@4"]
+    assert names[spaced.logit_slice] == ["say ' '", "say c", "say d"]
+
+
 def test_json_says_whose_a_feature_is_and_gives_it_back(joint, shared_data):
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((shared_data / "schemas" / "neuronpedia-graph-schema.json").read_text())
