@@ -34,12 +34,17 @@ def response_length(
     Raises:
         ValueError: a tokenizer without the token that is needed, no prompts, or ``n`` below 1.
     """
-    eos_id, bos_id = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos"))
+    eos_id: int | None = getattr(tokenizer, "eos_token_id", None)
+    bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
     if eos_id is None:
         raise ValueError("tokenizer: expected one with an end-of-text token, which ends a response, got none")
-    if prompts is None and bos_id is None:
-        raise ValueError("prompts: expected some for a tokenizer without a beginning-of-text token, got None")
-    starts = [[bos_id]] if prompts is None else list(prompts)
+    starts = prompts
+    if starts is None:
+        if bos_id is None:
+            raise ValueError(
+                "prompts: expected some for a tokenizer without a beginning-of-text token, got None"
+            )
+        starts = [[bos_id]]
     if not starts or n < 1:
         raise ValueError(f"expected at least one prompt and one response, got {len(starts)} and {n}")
     total = 0
