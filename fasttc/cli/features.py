@@ -1,6 +1,6 @@
 """``fasttc features``: evidence for what features stand for, as files that viewers, people and judges read."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,6 @@ def command(
     As lines: figures, tokens and the strongest examples as marked text. Next: `fasttc categories`.
     """
     from fasttc.analysis import feature_evidence
-    from fasttc.models import hybrid
 
     if not scan or "/" in scan or scan.startswith("."):
         raise ValueError(f"--scan: expected a plain name, got {scan!r}")
@@ -73,17 +72,7 @@ def command(
         expected, got = ("file", "folder") if kind == "lines" else ("folder", "file")
         raise ValueError(f"--out: expected a {expected} for --format {kind}, {out} is a {got}")
     wanted = _wanted(chosen, graph, everything, adapters is not None)
-    if (transcoders is None) == (adapters is None):
-        raise ValueError("expected exactly one of --transcoders and --adapters")
-    if (adapters is None) != (base is None):
-        raise ValueError("expected --adapters and --base together, got one of them")
-    if base is None:
-        (language_model, tokenizer), tcs = load_model(run, model), load_transcoders(run, transcoders or "")
-        place: Any = nullcontext()
-    else:
-        language_model, base_model, tokenizer = load_pair(run, model, base)
-        tcs = load_adapters(run, adapters or "")
-        place = hybrid(language_model, base_model, tcs)
+    language_model, tokenizer, tcs, place = _opened(run, model, transcoders, adapters, base)
     with place:
         found = feature_evidence(
             language_model,
@@ -116,6 +105,24 @@ def command(
         {"written": str(where), "tokens": n_tokens, "features": rows},
         f"{shown}\n{len(rows):,} features over {n_tokens:,} tokens: {where}",
     )
+
+
+def _opened(
+    run: Run, model: str, transcoders: str | None, adapters: str | None, base: str | None
+) -> tuple[Any, Any, Any, AbstractContextManager[Any]]:
+    """(model, tokenizer, transcoders or adapters, where they run)."""
+    from fasttc.models import hybrid
+
+    if (transcoders is None) == (adapters is None):
+        raise ValueError("expected exactly one of --transcoders and --adapters")
+    if (adapters is None) != (base is None):
+        raise ValueError("expected --adapters and --base together, got one of them")
+    if adapters is None or base is None:
+        loaded = load_transcoders(run, transcoders or "")
+        return *load_model(run, model), loaded, nullcontext()
+    language_model, base_model, tokenizer = load_pair(run, model, base)
+    loaded = load_adapters(run, adapters)
+    return language_model, tokenizer, loaded, hybrid(language_model, base_model, loaded)
 
 
 def _write(
