@@ -19,6 +19,7 @@ SUITES = {  # name -> what it does
     "pictures": "the pictures of docs/viewer.md and docs/circuits.md, from a walkthrough",
     "features": "evidence for 1,000 features over a million tokens: time and memory",
     "memory": "the memory that PAT says it will need, against what it needs",
+    "wide": "a million features shared out over processes: tokens per second, memory",
     "prediction": "PAT of Gemma-2-2b on one H200, on paper",
     "throughput": "PAT without the model's forward, against a plain PyTorch loop",
     "sweeps": "around the ledger: width, distance of the fine-tuning, sparse autoencoders",

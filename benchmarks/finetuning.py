@@ -33,7 +33,7 @@ from . import record
 
 METHODS = ("ffn", "all", "lora")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "text": {"text": "{QUESTION} {LONG_ANSWER}"},
     "decision": {"prompt": "{QUESTION} Answer:", "answer": "{final_decision}"},
 }

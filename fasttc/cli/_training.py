@@ -54,6 +54,12 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--patience", type=int, help="Stop after so many looks (of twenty) without a better held-out FVU."
     )
+    @click.option(
+        "--shard-features",
+        is_flag=True,
+        help="Under torchrun each process trains some features of every layer, not some layers: for layers too wide "
+        "for one. Without closed forms.",
+    )
     @functools.wraps(function)
     def call(
         *args: Any,
@@ -61,9 +67,14 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
         update_tokens: int | None,
         buffer: int,
         patience: int | None,
+        shard_features: bool,
         **options: Any,
     ) -> None:
-        chosen: dict[str, Any] = {"buffer": buffer, "patience": patience}
+        chosen: dict[str, Any] = {
+            "buffer": buffer,
+            "patience": patience,
+            "shard_features": shard_features,
+        }
         if refit is not None:
             chosen["refit"] = None if refit == "none" else refit
         if update_tokens is not None:

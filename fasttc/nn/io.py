@@ -79,23 +79,28 @@ def write_set(
 ) -> None:
     """Writes the native format. An existing folder is replaced only once the new one is complete."""
     with atomic_folder(path) as folder:
-        layers = []
         for transcoder, site in zip(transcoders, sites, strict=True):
-            name = layer_file(site.layer)
             tensors = {
                 key: value.detach().contiguous().cpu() for key, value in transcoder.state_dict().items()
             }
-            save_file(tensors, folder / name)
-            layers.append({"file": name, "site": site.to_dict(), "config": transcoder.config.to_dict()})
-        write_json(
-            folder / CONFIG_NAME,
-            {
-                "format": f"fasttc-{kind}",
-                "schema_version": SCHEMA_VERSION,
-                "metadata": metadata,
-                "layers": layers,
-            },
-        )
+            save_file(tensors, folder / layer_file(site.layer))
+        write_header(folder, [transcoder.config for transcoder in transcoders], sites, metadata, kind)
+
+
+def write_header(
+    folder: Path,
+    configs: Sequence[TranscoderConfig],
+    sites: Sequence[Site],
+    metadata: dict[str, Any],
+    kind: Kind = "transcoders",
+) -> None:
+    """Writes the description of a set, whose layers' files :func:`layer_file` names."""
+    layers = [
+        {"file": layer_file(site.layer), "site": site.to_dict(), "config": config.to_dict()}
+        for config, site in zip(configs, sites, strict=True)
+    ]
+    head = {"format": f"fasttc-{kind}", "schema_version": SCHEMA_VERSION}
+    write_json(folder / CONFIG_NAME, {**head, "metadata": metadata, "layers": layers})
 
 
 def _header(path: Path) -> dict[str, Any]:

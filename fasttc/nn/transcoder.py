@@ -231,7 +231,7 @@ class Transcoder(nn.Module):
     def pre_activations(self, x: Tensor) -> Tensor:
         """Dense ``x W_enc^T + b_enc [..., F]``: for inspection; encode never needs it whole."""
         z = pre_activations(x.reshape(-1, self.d_in).to(compute_dtype(x)), self.W_enc, self.b_enc)
-        return z.reshape(*x.shape[:-1], self.n_features)
+        return z.reshape(*x.shape[:-1], len(self.W_enc))
 
     def extra_repr(self) -> str:
         cfg = self.config

@@ -1,6 +1,7 @@
 """What transcoders see: inputs and outputs of every MLP for a block of tokens, straight from the running model.
 
-Of several processes each runs the model on some rows of the block, and is then given all tokens of some layers.
+Of several processes each runs the model on some rows of the block, and is then given all tokens of some layers, or of
+all of them where it is features that are shared out.
 """
 
 import time
@@ -50,12 +51,14 @@ class ActivationSource:
         rows: int | None = None,
         processes: Processes | None = None,
         device: str | None = None,
+        everywhere: bool = False,
     ) -> None:
         self._trunk = trunk
         self._record = record
         self._entrance = entrance
         self._rows = rows
-        self._processes = processes or Processes()
+        self._runners = processes or Processes()
+        self._readers = Processes() if everywhere else self._runners
         self._device = device
 
     @property
@@ -65,12 +68,13 @@ class ActivationSource:
 
     @property
     def processes(self) -> Processes:
-        return self._processes
+        """Those that share out the sites; this one alone where each reads them all."""
+        return self._readers
 
     @property
     def own(self) -> slice:
-        """Which of the sites this process reads: all of them, if it is alone."""
-        return self._processes.share(len(self.sites))
+        """Which of the sites this process reads."""
+        return self._readers.share(len(self.sites))
 
     def places(self, batch: TokenBatch) -> Tensor:
         """Where the tokens that :meth:`read` gives stand in the flattened block, ``[N]`` int64, ascending."""
@@ -88,9 +92,10 @@ class ActivationSource:
         kept = torch.zeros(batch.mask.numel(), dtype=torch.bool)
         kept[self.places(batch).cpu()] = True
         kept = kept.view_as(batch.mask)
-        shares = [self._processes.share(len(kept), rank) for rank in range(self._processes.size)]
-        xs, ys = self._run(batch, kept, shares[self._processes.rank])
-        if self._processes.size == 1:
+        runners = self._runners
+        shares = [runners.share(len(kept), rank) for rank in range(runners.size)]
+        xs, ys = self._run(batch, kept, shares[runners.rank])
+        if runners.size == 1:
             return xs, ys
         return self._regroup(xs, ys, [int(kept[share].sum()) for share in shares])
 
@@ -119,10 +124,12 @@ class ActivationSource:
     def _regroup(
         self, xs: list[Tensor], ys: list[Tensor], counts: list[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """From some tokens of all sites to all tokens of the own ones."""
+        """From some tokens of all sites to all tokens of the sites that this process reads."""
         place = self._device or self._entrance
         columns = [torch.cat([x.to(place), y.to(place)], 1) for x, y in zip(xs, ys, strict=True)]
-        found = self._processes.regroup(columns, counts)
+        found = (self._runners.regroup if self._readers is self._runners else self._runners.join)(
+            columns, counts
+        )
         widths = [x.shape[1] for x in xs[self.own]]
         return (
             [both[:, :d].contiguous() for both, d in zip(found, widths, strict=True)],
@@ -206,6 +213,7 @@ def activation_source(
     rows: int | None = None,
     processes: Processes | None = None,
     device: str | None = None,
+    everywhere: bool = False,
 ) -> Iterator[Source]:
     """Yields an :class:`ActivationSource`; the model is in evaluation mode meanwhile and as before afterwards.
 
@@ -215,6 +223,7 @@ def activation_source(
         rows: of a block that pass the model together; None: all.
         processes: that share out the rows of a block and the sites; None: this one alone.
         device: where x and y go; None: they stay where the model has the layer.
+        everywhere: every process reads all sites.
 
     Raises:
         ValueError: a source of other sites or processes.
@@ -223,8 +232,11 @@ def activation_source(
         places = [[(site.layer, site.x, site.y) for site in each] for each in (sites, source.sites)]
         if places[0] != places[1]:
             raise ValueError(f"source: expected the sites {places[0]}, got {places[1]}")
-        if source.processes.size != (processes or Processes()).size:
-            raise ValueError(f"source: expected one of all processes, got one of {source.processes.size}")
+        wanted = 1 if everywhere or processes is None else processes.size
+        if source.processes.size != wanted:
+            raise ValueError(
+                f"source: expected one of {wanted} processes, got one of {source.processes.size}"
+            )
         yield source
         return
     trunk = model.get_submodule(anatomy(model).trunk)
@@ -235,7 +247,7 @@ def activation_source(
     model.eval()
     try:
         with capture(model, sites) as record:
-            yield ActivationSource(trunk, record, entrance, rows, processes, device)
+            yield ActivationSource(trunk, record, entrance, rows, processes, device, everywhere)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -12,12 +12,14 @@ from fasttc.models import check_match
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source, activation_source
 from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
-from fasttc.training.fit import Fitting, announce, save_result, validation_quality
+from fasttc.training.distributed import Processes
+from fasttc.training.fit import Fitting, announce, save_transcoders, validation_quality
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import Refit, TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
 from fasttc.training.report import TranscoderReport
 from fasttc.training.scratch import default_lr
+from fasttc.training.sharded import ShardedTranscoder
 from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, activation_scales
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
@@ -120,12 +122,14 @@ def adapt(
     check_match(model, tcs, tcs.layers)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
-    numbers = range(len(tcs))[run.processes.share(len(tcs))]
-    announce(run, model, [tcs[n] for n in numbers], config, tokens.context, config.trained())
-    reading = activation_source(model, tcs.sites, source, config.batch_size, run.processes, config.device)
+    where = (config.batch_size, run.processes, config.device, config.shard_features)
+    reading = activation_source(model, tcs.sites, source, *where)
     with seeded(config.seed), reading as activations:
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
-        transcoders = [_working_copy(tcs[n], x) for n, x in zip(numbers, held_out[0], strict=True)]
+        numbers = range(len(tcs))[activations.own]
+        group = run.processes if config.shard_features else Processes()
+        transcoders = [_working_copy(tcs[n], x, group) for n, x in zip(numbers, held_out[0], strict=True)]
+        announce(run, model, transcoders, config, tokens.context, config.trained())
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
         fitting = Fitting("adapt", model, tokens, config, run, activations, held_out)
@@ -157,13 +161,13 @@ def adapt(
         )
         for transcoder, base in zip(adapted, tcs, strict=True):
             transcoder.to(base.W_enc.dtype)
-    save_result(run, out, adapted.save_pretrained, report)
-    return adapted, report
+    return save_transcoders(run, out, adapted, report), report
 
 
-def _working_copy(transcoder: Transcoder, x: torch.Tensor) -> Transcoder:
-    """A copy where the activations are, in their precision (at least float32)."""
-    return copy.deepcopy(transcoder).to(device=x.device, dtype=x.dtype)
+def _working_copy(transcoder: Transcoder, x: torch.Tensor, group: Processes) -> Transcoder:
+    """A copy, or the own share of one, where the activations are, in their precision (at least float32)."""
+    taken = copy.deepcopy(transcoder) if group.size == 1 else ShardedTranscoder.of(transcoder, group)
+    return taken.to(device=x.device, dtype=x.dtype)
 
 
 def _check_explains(before: Sequence[LayerQuality]) -> None:

@@ -147,7 +147,6 @@ class AdapterTask:
     """
 
     divergence = (3.0, 1.0)
-    divided = False
     parts = 1
 
     def __init__(
@@ -270,6 +269,9 @@ class AdapterTask:
 
     def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         return columns
+
+    def divided(self, name: str) -> bool:
+        return False
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {"steps": self._steps, "dense": list(self._dense)}

@@ -31,7 +31,6 @@ class CausalTask:
 
     divergence = (3.0, 1.0)
     parts = 1
-    divided = False
 
     def __init__(
         self,
@@ -85,6 +84,9 @@ class CausalTask:
 
     def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         return columns
+
+    def divided(self, name: str) -> bool:
+        return False
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}

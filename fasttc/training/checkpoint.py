@@ -5,10 +5,12 @@ features, random generators. A resumed run therefore ends with the same bits as 
 same machine with the same number of threads.
 
 Several processes write one checkpoint together, each a file with its part, on a disk that all of them see. It can be
-continued by another number of processes.
+continued by another number of processes: what belongs to a layer is found by the layer's number, and of what the
+features of one layer share out (:data:`SHARE` in its name) every file has some rows; each process reads its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from fasttc._files import atomic_folder, read_json, write_json
 from fasttc.training.distributed import Processes
 
 SCHEMA_VERSION = 2
+SHARE = ".share."
+"""In the names of tensors whose rows are shared out over processes, each with :meth:`Processes.share` of all."""
 _TENSORS, _VALUES = "state.{}.safetensors", "state.json"
 
 
@@ -28,22 +32,37 @@ class StoredTensors(Mapping[str, Tensor]):
     """The tensors of some safetensors files, each read when it is asked for: a process reads no more than it needs.
 
     Args:
-        files: whose names do not overlap.
+        files: whose names do not overlap, except where rows are shared out.
         prefix: of the names; left out of those given here.
+        processes: that share out rows now.
     """
 
-    def __init__(self, files: Sequence[Path], prefix: str = "") -> None:
-        handles: list[Any] = [safe_open(file, "pt") for file in files]
-        found = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118, not a dict
-        self._handles = {n.removeprefix(prefix): (n, h) for n, h in found.items() if n.startswith(prefix)}
-        self._files = files
+    def __init__(self, files: Sequence[Path], prefix: str = "", processes: Processes | None = None) -> None:
+        self._files, self._processes = files, processes or Processes()
+        self._handles: dict[str, tuple[str, list[Any]]] = {}
+        for file in files:
+            handle: Any = safe_open(file, "pt")
+            for stored in handle.keys():  # noqa: SIM118, not a dict
+                if stored.startswith(prefix):
+                    self._handles.setdefault(stored.removeprefix(prefix), (stored, []))[1].append(handle)
 
     def under(self, prefix: str) -> "StoredTensors":
-        return StoredTensors(self._files, prefix)
+        return StoredTensors(self._files, prefix, self._processes)
 
     def __getitem__(self, name: str) -> Tensor:
-        stored, handle = self._handles[name]
-        return handle.get_tensor(stored).clone()
+        stored, handles = self._handles[name]
+        if SHARE not in stored or not handles[0].get_slice(stored).get_shape():
+            return handles[0].get_tensor(stored).clone()
+        rows = [handle.get_slice(stored) for handle in handles]
+        own = self._processes.share(sum(part.get_shape()[0] for part in rows))
+        found, first = [], 0
+        for part in rows:
+            length = part.get_shape()[0]
+            start, stop = max(own.start - first, 0), min(own.stop - first, length)
+            if start < stop:
+                found.append(part[start:stop])
+            first += length
+        return torch.cat(found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)
@@ -64,15 +83,26 @@ def save_checkpoint(
         processes: who all calls this at once.
     """
     processes = processes or Processes()
+    with common_folder(path, processes) as folder:
+        if processes.first:
+            tensors = tensors | {f"rng.{name}": state for name, state in _rng_states().items()}
+            head = {"schema_version": SCHEMA_VERSION, "files": processes.size}
+            write_json(folder / _VALUES, {**head, **values})
+        _save_tensors(folder, processes.rank, tensors)
+
+
+@contextmanager
+def common_folder(path: Path, processes: Processes) -> Iterator[Path]:
+    """A folder that all processes write to, on a disk that they all see; it takes the place of ``path`` when all are
+    done, or never if one fails."""
     if not processes.first:
-        _save_tensors(Path(processes.broadcast(None)), processes.rank, tensors)
+        yield Path(processes.broadcast(None))
         processes.gather(None)
         return
     with atomic_folder(path) as folder:
         processes.broadcast(str(folder))
-        _save_tensors(folder, 0, tensors | {f"rng.{name}": state for name, state in _rng_states().items()})
-        processes.gather(None)  # all have written
-        write_json(folder / _VALUES, {"schema_version": SCHEMA_VERSION, "files": processes.size, **values})
+        yield folder
+        processes.gather(None)
 
 
 def _save_tensors(folder: Path, rank: int, tensors: dict[str, Tensor]) -> None:
@@ -81,8 +111,12 @@ def _save_tensors(folder: Path, rank: int, tensors: dict[str, Tensor]) -> None:
     save_file(copies, folder / _TENSORS.format(rank))
 
 
-def load_checkpoint(path: Path) -> tuple[StoredTensors, dict[str, Any]]:
+def load_checkpoint(path: Path, processes: Processes | None = None) -> tuple[StoredTensors, dict[str, Any]]:
     """Reads a checkpoint and puts the random generators where they stood.
+
+    Args:
+        path: folder.
+        processes: that share out rows now; None: this one alone.
 
     Raises:
         ValueError: no checkpoint there, one of another version, or a damaged one.
@@ -96,7 +130,8 @@ def load_checkpoint(path: Path) -> tuple[StoredTensors, dict[str, Any]]:
             f"{path} has {values.get('schema_version')!r}"
         )
     try:
-        tensors = StoredTensors([path / _TENSORS.format(rank) for rank in range(values["files"])])
+        files = [path / _TENSORS.format(rank) for rank in range(values["files"])]
+        tensors = StoredTensors(files, processes=processes)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"resume: cannot read the checkpoint {path}: {error}") from error
     for name, state in tensors.under("rng.").items():

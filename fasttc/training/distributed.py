@@ -7,7 +7,9 @@ and
 * fine-tuning: the gradients of the shares are added up, and every process takes the same step;
 * transcoders: every process owns some layers and is sent their inputs and outputs for the whole block (layer-parallel).
   So gradients never travel: a block's activations are smaller than the gradients of a transcoder with more features
-  than the block has tokens, and each layer's update is the one a single process would make.
+  than the block has tokens, and each layer's update is the one a single process would make;
+* or every process owns some features of all layers, for layers too wide for one process
+  (:mod:`fasttc.training.sharded`).
 
 All of it goes through one object, :class:`Processes`, which alone answers trivially: a single process runs the same
 code.
@@ -83,6 +85,10 @@ class Processes:
         """
         return list(columns)
 
+    def join(self, columns: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+        """All rows of every item, on all processes; ``columns`` and ``rows`` as in :meth:`regroup`."""
+        return list(columns)
+
 
 class _Joined(Processes):
     """Processes that torch.distributed connects: gloo on CPUs, nccl on GPUs."""
@@ -139,6 +145,13 @@ class _Joined(Processes):
             for work in torch.distributed.batch_isend_irecv(operations) if operations else []:
                 work.wait()
         return list(torch.cat(received).split(widths, 1)) if widths else []
+
+    def join(self, columns: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+        widths = [column.shape[1] for column in columns]
+        both = torch.cat(list(columns), 1)
+        padded = torch.nn.functional.pad(both, (0, 0, 0, max(rows) - len(both)))
+        parts = [part[:n] for part, n in zip(self.collect(padded), rows, strict=True)]
+        return list(torch.cat(parts).split(widths, 1))
 
 
 def processes() -> Processes:

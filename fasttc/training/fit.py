@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from tqdm.auto import tqdm
 
 import fasttc
 from fasttc._files import write_json
-from fasttc.nn import Transcoder, TranscoderSet
+from fasttc.nn import Transcoder, TranscoderSet, io, rows
 from fasttc.training.activations import Source
-from fasttc.training.checkpoint import model_fingerprint
+from fasttc.training.checkpoint import common_folder, model_fingerprint
 from fasttc.training.closed_form import Activations, Refits, held_out_watch, refit_first, refit_last
 from fasttc.training.data import TokenData, TokenStream
 from fasttc.training.distributed import Processes
@@ -23,6 +24,7 @@ from fasttc.training.memory import estimate
 from fasttc.training.options import TrainingOptions, TranscoderOptions
 from fasttc.training.quality import LayerQuality, measure
 from fasttc.training.report import TranscoderReport, common
+from fasttc.training.sharded import SHARED_OUT, ShardedTranscoder
 from fasttc.training.transcoding import TranscoderTask
 from fasttc.training.watch import Watch
 from fasttc.training.whitening import Whitening
@@ -208,16 +210,58 @@ def _of_all_processes(own: list[Transcoder], processes: Processes) -> list[Trans
     return found
 
 
-def save_result(run: Run, out: str | Path | None, save: Any, report: Any) -> None:
-    """Writes the result, then its report beside the log, and only then drops the checkpoint."""
+def save_result(run: Run, out: str | Path | None, save: Any, report: Any, *, together: bool = False) -> None:
+    """Writes the result, then its report beside the log, and only then drops the checkpoint.
+
+    ``save(out)`` is called by the first process; ``together``: by all of them.
+    """
     if out is None or run.folder is None:
         return
-    if run.processes.first:
+    if together or run.processes.first:
         save(out)
+    if run.processes.first:
         write_json(run.folder / "report.json", report.to_dict())
         if run.checkpoint is not None:
             shutil.rmtree(run.checkpoint, ignore_errors=True)
     run.processes.gather(None)  # the result is there when any of them returns
+
+
+def save_transcoders(
+    run: Run, out: str | Path | None, tcs: TranscoderSet, report: TranscoderReport
+) -> TranscoderSet:
+    """Writes a set with :func:`save_result` and gives it back.
+
+    Of features that processes share out each writes its own rows, and what is given back is read from the folder when
+    it is used; without a folder it is put together on every process.
+    """
+    shares = [transcoder for transcoder in tcs if isinstance(transcoder, ShardedTranscoder)]
+    if not shares:
+        save_result(run, out, tcs.save_pretrained, report)
+        return tcs
+    if out is None:
+        return TranscoderSet([share.whole() for share in shares], tcs.sites, tcs.metadata)
+    save_result(run, out, partial(_write_shares, shares, tcs, run.processes), report, together=True)
+    return TranscoderSet.from_pretrained(out)
+
+
+def _write_shares(
+    shares: Sequence[ShardedTranscoder], tcs: TranscoderSet, processes: Processes, out: str | Path
+) -> None:
+    """A set in the native format, every process its own rows: none ever holds all of a layer."""
+    with common_folder(Path(out), processes) as folder:
+        files = [folder / io.layer_file(site.layer) for site in tcs.sites]
+        if processes.first:
+            io.write_header(folder, [share.config for share in shares], tcs.sites, tcs.metadata)
+            for share, file in zip(shares, files, strict=True):
+                whole = Transcoder(**share.config.to_dict(), dtype=share.W_enc.dtype, device="meta")
+                rows.reserve(file, whole.state_dict())
+        processes.gather(None)
+        for share, file in zip(shares, files, strict=True):
+            for name, tensor in share.state_dict().items():
+                if name in SHARED_OUT:
+                    rows.write_rows(file, name, tensor, share.first)
+                elif processes.first:
+                    rows.write_rows(file, name, tensor)
 
 
 def model_name(model: nn.Module) -> str:

@@ -33,9 +33,6 @@ class Task(Protocol):
     parts: int
     """Updates for each block."""
 
-    divided: bool
-    """Whether of several processes each has another part of the state; else all have the same."""
-
     def split(self, batch: TokenBatch, step: int) -> Sequence[Any]:
         """A block as ``parts`` pieces of work; ``step`` is the number of the block."""
         ...
@@ -50,6 +47,10 @@ class Task(Protocol):
 
     def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """The metrics of all processes: one row per update, the same on all of them."""
+        ...
+
+    def divided(self, name: str) -> bool:
+        """Whether of several processes each has to save what it has under a name; else all have the same."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -300,7 +301,7 @@ class Loop:
             (self.run.folder / "metrics.jsonl").write_text("", encoding="utf-8")
 
     def _resume(self, path: Path) -> None:
-        tensors, values = load_checkpoint(path)
+        tensors, values = load_checkpoint(path, self.run.processes)
         check_same(values["config"], self.config, path)
         self.task.optimiser.restore(tensors.under("optimiser."))
         self.task.restore(tensors.under("task."), values["task"])
@@ -331,8 +332,8 @@ class Loop:
         named |= {f"task.{name}": t for name, t in tensors.items()}
         watched = ({}, None) if self.watch is None else self.watch.state()
         named |= {f"watch.{name}": t for name, t in watched[0].items()}
-        if not (self.task.divided or self.run.processes.first):
-            named = {}
+        if not self.run.processes.first:
+            named = {name: t for name, t in named.items() if self.task.divided(name)}
         state = {
             "config": self.config,
             "step": self._step,

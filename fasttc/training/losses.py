@@ -1,9 +1,14 @@
 """What transcoders are trained on. Every loss is free of the scales of x and y, so layers and models compare."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from fasttc import ops
 from fasttc.ops import SparseActs
+from fasttc.training.distributed import Processes
+from fasttc.training.sharded import summed, winners
 
 
 def variance_sum(y: Tensor) -> Tensor:
@@ -24,29 +29,40 @@ def normalised_mse(prediction: Tensor, y: Tensor, variance: Tensor | None = None
     return (prediction - y).square().sum() / (variance_sum(y) if variance is None else variance)
 
 
-def auxk(x: Tensor, residual: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
+def auxk(
+    x: Tensor,
+    residual: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    k: int,
+    group: Processes | None = None,
+) -> Tensor:
     """How badly the k strongest dead features of each token explain what the living left over (Gao et al. 2024).
 
-    ``sum_t ||e_t - ehat_t||^2 / sum_t ||e_t||^2``, ``ehat = relu(topk(x W_enc^T + b_enc)) W_dec``. Dense, but over
-    the dead features only: pass their rows.
+    ``sum_t ||e_t - ehat_t||^2 / sum_t ||e_t||^2``, ``ehat = relu(topk(x W_enc^T + b_enc)) W_dec``, over the dead
+    features only: pass their rows.
 
     Args:
         x: [N, D]; residual: e = y - yhat [N, D_out], treated as a constant.
         W_enc [n, D], b_enc [n], W_dec [n, D_out]: rows of the n dead features; the gradient reaches all three.
         k: at most n are used.
+        group: processes that each give the dead among their own features, and all get the same loss; None: this one.
 
     Returns:
         A scalar, 1 when nothing is explained.
     """
     residual = residual.detach()
-    z = x @ W_enc.T + b_enc
-    if k < z.shape[1]:
-        top = z.topk(k, dim=-1)
-        f = torch.zeros_like(z).scatter(-1, top.indices, top.values.relu())
-    else:
-        f = z.relu()
+    group = group or Processes()
+    if len(W_enc):
+        acts = ops.encode(x, W_enc, b_enc, k=min(k, len(W_enc)))
+        won = winners(acts.values.detach(), k, group)
+        guess = ops.decode(replace(acts, values=acts.values * won), W_dec)
+    else:  # all dead features are others'
+        winners(x.new_empty(len(x), 0), k, group)
+        guess = torch.zeros_like(residual)
     norm = residual.square().sum().clamp_min(torch.finfo(residual.dtype).tiny)
-    return (residual - f @ W_dec).square().sum() / norm
+    return (residual - summed(guess, group)).square().sum() / norm
 
 
 def l1(acts: SparseActs, W_dec: Tensor, scale: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Adam over float32 masters with a rate per tensor, clipping by group, and a state that is plain tensors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from fasttc.training.distributed import Processes
 
 Decay = Literal["cosine", "linear", "constant"]
 Kind = Literal["adamw", "adamw8bit"]
@@ -33,10 +35,22 @@ class Group:
         parameters: by name; the names are those of the optimiser's state.
         scales: factor on the learning rate by name, 1 where absent. The gradient norm that is clipped is that of
             the scaled parameters, so that it does not depend on the units of the activations.
+        shared: names of those of which this process has some rows and ``processes`` have the others.
     """
 
     parameters: Mapping[str, Tensor]
     scales: dict[str, float] = field(default_factory=dict)
+    shared: Collection[str] = ()
+    processes: Processes = field(default_factory=Processes)
+
+    def squared_norm(self, grads: Mapping[str, Tensor]) -> Tensor:
+        """Of the gradients by name, scaled, with the rows of all processes: a scalar, the same on all of them."""
+        place = next(iter(grads.values())).device
+        squares = {n: (g.norm() * self.scales.get(n, 1.0)).square().to(place) for n, g in grads.items()}
+        zero = torch.zeros_like(next(iter(squares.values())))
+        shared = torch.stack([zero, *(s for n, s in squares.items() if n in self.shared)]).sum()
+        self.processes.add([shared])
+        return torch.stack([shared, *(s for n, s in squares.items() if n not in self.shared)]).sum()
 
 
 class Optimiser:
@@ -120,16 +134,11 @@ class Optimiser:
 
     @torch.no_grad()
     def _clip_group(self, group: Group, clip: float) -> None:
-        grads, norms = [], []
-        for name in group.parameters:
-            grad = self._masters[name].grad
-            if grad is not None:
-                grads.append(grad)
-                norms.append(grad.norm() * group.scales.get(name, 1.0))
+        found = {name: self._masters[name].grad for name in group.parameters}
+        grads = {name: grad for name, grad in found.items() if grad is not None}
         if grads:
-            norm = torch.stack([n.to(norms[0].device) for n in norms]).norm()
-            factor = (clip / (norm + 1e-12)).clamp(max=1.0)
-            for grad in grads:
+            factor = (clip / (group.squared_norm(grads).sqrt() + 1e-12)).clamp(max=1.0)
+            for grad in grads.values():
                 grad.mul_(factor.to(grad.device))
 
     def state(self) -> dict[str, Tensor]:

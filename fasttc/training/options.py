@@ -116,6 +116,9 @@ class TranscoderOptions(TrainingOptions):
         refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
         whiten: encoders learn on centred, half-whitened inputs (:mod:`fasttc.training.whitening`). Not where the
             encoder or its bias is frozen, nor where there is no gradient step.
+        shard_features: of several processes each trains some features of every layer, instead of some layers: for
+            layers too wide for one process. Without closed forms, which need all features in one place, and without
+            BatchTopK.
     """
 
     device: str | None = None
@@ -125,6 +128,7 @@ class TranscoderOptions(TrainingOptions):
     refit: Refit = None
     refit_tokens: int | None = None
     whiten: bool = True
+    shard_features: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,6 +140,11 @@ class TranscoderOptions(TrainingOptions):
                 self.positive_int(name)
         if self.refit not in (*REFITS, None):
             raise ValueError(f"refit: expected one of {', '.join(REFITS)} or None, got {self.refit!r}")
+        if self.shard_features and self.refit not in ("auto", None):
+            raise ValueError(
+                "refit: expected None with shard_features (a closed form needs all features in one place), "
+                f"got {self.refit!r}"
+            )
         if self.refit_tokens is not None and self.refit not in ("first", "both"):
             raise ValueError(f"refit_tokens: expected refit='first' or 'both' with it, got {self.refit!r}")
         if self.refit_tokens is not None and self.refit_tokens >= self.tokens:
@@ -167,7 +176,7 @@ class TranscoderOptions(TrainingOptions):
     def settle(self, refit: Refit) -> None:
         """Takes ``refit`` for "auto"."""
         if self.refit == "auto":
-            object.__setattr__(self, "refit", refit)
+            object.__setattr__(self, "refit", None if self.shard_features else refit)
 
 
 Options = TypeVar("Options", bound=TrainingOptions)

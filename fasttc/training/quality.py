@@ -9,6 +9,7 @@ from torch import Tensor
 from fasttc.nn import Transcoder
 from fasttc.training.activations import Source
 from fasttc.training.packing import TokenBatch
+from fasttc.training.sharded import group_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class LayerQuality:
 
 
 class LayerStatistics:
-    """Sums in float64 from which :class:`LayerQuality` follows; exact over any number of blocks."""
+    """Sums in float64 from which :class:`LayerQuality` follows; exact over any number of blocks.
+
+    Of features that processes share out, each counts its own, and all call :meth:`result` together.
+    """
 
     def __init__(self, transcoder: Transcoder) -> None:
         self._transcoder = transcoder
@@ -42,7 +46,7 @@ class LayerStatistics:
         self._squares = torch.zeros((), dtype=torch.float64, device=device)
         self._sum = torch.zeros(transcoder.d_out, dtype=torch.float64, device=device)
         self._active = torch.zeros((), dtype=torch.float64, device=device)
-        self._fired = torch.zeros(transcoder.n_features, dtype=torch.float64, device=device)
+        self._fired = torch.zeros(len(transcoder.W_enc), dtype=torch.float64, device=device)
         self._tokens = 0
         self._shift: Tensor | None = None
 
@@ -68,12 +72,15 @@ class LayerStatistics:
         n = max(self._tokens, 1)
         variance = float(self._squares - self._sum.square().sum() / n)
         error = float(self._error)
+        counts = torch.stack([self._active, (self._fired == 0).double().sum()])
+        group_of(self._transcoder).add([counts])
+        active, silent = counts.tolist()
         return LayerQuality(
             layer=layer,
             fvu=error / variance if variance > 0 else float("nan"),
             mse=error / n,
-            l0=float(self._active) / n,
-            dead=float((self._fired == 0).double().mean()),
+            l0=active / n,
+            dead=silent / self._transcoder.n_features,
             tokens=self._tokens,
         )
 

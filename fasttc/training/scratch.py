@@ -2,30 +2,34 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fasttc import ops
 from fasttc.models import anatomy, default_sites
 from fasttc.nn import Site, Transcoder, TranscoderSet
 from fasttc.nn.transcoder import Activation, TranscoderConfig
+from fasttc.ops import SparseActs
 from fasttc.training.activations import Source, activation_source
 from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
-from fasttc.training.fit import Fitting, announce, save_result
+from fasttc.training.distributed import Processes
+from fasttc.training.fit import Fitting, announce, save_transcoders
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.report import TranscoderReport
+from fasttc.training.sharded import ShardedTranscoder, group_of
 from fasttc.training.transcoding import INITIAL_L1, Objective, TranscoderTask, activation_scales
 
 INITIAL_TOKENS = 2048
 """Tokens that the initial weights are fitted to."""
 DENSE_ELEMENTS = 2**27
 """Largest dense [tokens, features] block of that fit: 1 GiB."""
-
-
+DRAWN_ROWS = 4096
+"""Rows of random weights drawn at a time."""
 COLLECT_AFTER = 0.5
 """Share of the updates whose codes the last refit leaves out: they are of an encoder long gone."""
 
@@ -75,6 +79,10 @@ class ScratchOptions(TranscoderOptions):
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
         if self.l1 is not None and self.activation != "relu":
             raise ValueError(f"l1: expected None for activation {self.activation!r}, got {self.l1!r}")
+        if self.shard_features and self.activation == "batchtopk":
+            raise ValueError(
+                "activation: expected topk, jumprelu or relu with shard_features, got 'batchtopk'"
+            )
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
         TranscoderConfig(
@@ -124,11 +132,13 @@ def train(
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
-    reading = activation_source(model, chosen, source, config.batch_size, run.processes, config.device)
+    where = (config.batch_size, run.processes, config.device, config.shard_features)
+    reading = activation_source(model, chosen, source, *where)
     with seeded(config.seed), reading as activations:
         xs, ys = sample(activations, tokens, "train", config.batch_size, INITIAL_TOKENS)
         held_out = sample(activations, tokens, "validation", config.batch_size, HELD_OUT_TOKENS)
-        transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start)
+        group = run.processes if config.shard_features else Processes()
+        transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start, group=group)
         announce(run, model, transcoders, config, tokens.context)
         fitting = Fitting("scratch", model, tokens, config, run, activations, held_out)
         fitting.start(transcoders)
@@ -147,8 +157,7 @@ def train(
             clip=config.clip,
         )
         tcs, report = fitting.finish(task, config.lr or default_lr(anatomy(model).d_model))
-    save_result(run, out, tcs.save_pretrained, report)
-    return tcs, report
+    return save_transcoders(run, out, tcs, report), report
 
 
 def default_lr(d_in: int) -> float:
@@ -183,7 +192,12 @@ def _objective(config: ScratchOptions, context: int) -> Objective:
 
 @torch.no_grad()
 def initial_transcoders(
-    xs: Sequence[Tensor], ys: Sequence[Tensor], config: ScratchOptions, *, layers_before: int = 0
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    config: ScratchOptions,
+    *,
+    layers_before: int = 0,
+    group: Processes | None = None,
 ) -> list[Transcoder]:
     """Transcoders before training, fitted to a first sample of x [N, D] and y [N, D_out] per layer.
 
@@ -191,38 +205,33 @@ def initial_transcoders(
     along the mean of x would win every time and the others never. ``b_dec`` is the mean of y. Activations are scaled
     so that K decoder rows of norm one add up to the size of y. The decoder is the ridge regression of y on the
     sample's activations (with ``unit_decoder``: random rows of norm one). JumpReLU thresholds are the quantile that
-    leaves K features active. ``layers_before`` are other processes': their random numbers are drawn and dropped.
+    leaves K features active. ``layers_before`` are other processes': their random numbers are drawn and dropped; so
+    are those of features that others of the ``group`` have, where it has more than this process.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for x, y in [(xs[0], ys[0])] * layers_before if xs else ():
-        torch.randn(config.n_features, x.shape[1], generator=generator)
+        _draw(config.n_features, x.shape[1], generator, slice(0, 0))
         if config.unit_decoder:
-            torch.randn(config.n_features, y.shape[1], generator=generator)
-    return [_initial_transcoder(x, y, config, generator) for x, y in zip(xs, ys, strict=True)]
+            _draw(config.n_features, y.shape[1], generator, slice(0, 0))
+    group = group or Processes()
+    return [_initial_transcoder(x, y, config, generator, group) for x, y in zip(xs, ys, strict=True)]
 
 
 def _initial_transcoder(
-    x: Tensor, y: Tensor, config: ScratchOptions, generator: torch.Generator
+    x: Tensor, y: Tensor, config: ScratchOptions, generator: torch.Generator, group: Processes
 ) -> Transcoder:
     d_in, d_out, n = x.shape[1], y.shape[1], config.n_features
-    directions = torch.randn(n, d_in, generator=generator).to(x)
+    own = group.share(n)
+    directions = _draw(n, d_in, generator, own).to(x)
     directions /= directions.norm(dim=1, keepdim=True)
-    z = (x - x.mean(0)) @ directions.T
-    top = z.topk(min(config.k, n), dim=-1).values
+    top = _top(x - x.mean(0), directions, config.k, group)
     _, y_scale = activation_scales(x, y)
     scale = y_scale * math.sqrt(d_out) / max(float(top.relu().square().sum(-1).mean().sqrt()), 1e-12)
     floor = float(top[:, -1].mean()) * scale
-    transcoder = Transcoder(
-        d_in,
-        n,
-        d_out,
-        config.activation,
-        config.k,
-        config.skip,
-        bandwidth=max(0.1 * abs(floor), 1e-6),
-        dtype=x.dtype,
-        device=x.device,
-    )
+    k = config.k if "topk" in config.activation else None
+    width = max(0.1 * abs(floor), 1e-6)
+    shape = TranscoderConfig(d_in, n, d_out, config.activation, k, config.skip, bandwidth=width)
+    transcoder = _empty(shape, group, x)
     transcoder.W_enc.copy_(scale * directions)
     transcoder.b_enc.copy_(-scale * (directions @ x.mean(0)))
     transcoder.b_dec.copy_(y.mean(0))
@@ -231,25 +240,75 @@ def _initial_transcoder(
     elif config.activation == "relu":
         transcoder.b_enc.sub_(floor)
     if config.unit_decoder:
-        decoder = torch.randn(n, d_out, generator=generator).to(y)
+        decoder = _draw(n, d_out, generator, own).to(y)
         transcoder.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True))
     else:
         transcoder.W_dec.copy_(_ridge_decoder(transcoder, x, y - y.mean(0)))
     return transcoder
 
 
-def _ridge_decoder(transcoder: Transcoder, x: Tensor, y: Tensor, ridge: float = 0.1) -> Tensor:
-    """Decoder rows [F, D_out] by ridge regression of y on the features of x: ``(A^T A + λ)^-1 A^T y``.
+def _draw(n: int, width: int, generator: torch.Generator, own: slice) -> Tensor:
+    """The own rows of standard normal numbers [n, width], of which no more are ever held than a block."""
+    found = []
+    for first in range(0, n, DRAWN_ROWS):
+        rows = torch.randn(min(DRAWN_ROWS, n - first), width, generator=generator)
+        found.append(rows[max(own.start - first, 0) : max(own.stop - first, 0)])
+    return torch.cat(found)
 
-    λ is ``ridge`` times the mean squared activation sum of a feature. Solved in the smaller of F x F and N x N.
+
+def _top(x: Tensor, directions: Tensor, k: int, group: Processes) -> Tensor:
+    """The k largest of ``x directions^T`` [N, k] over the directions of all processes, largest first."""
+    own = min(k, len(directions))
+    found = ops.encode(x, directions, directions.new_zeros(len(directions)), k=own, relu=False).values
+    offers = group.collect(nn.functional.pad(found, (0, k - own), value=-torch.inf))
+    return torch.cat(offers, 1).sort(dim=1, descending=True).values[:, :k]
+
+
+def _empty(shape: TranscoderConfig, group: Processes, like: Tensor) -> Transcoder:
+    """A transcoder, or the own share of one, in the dtype and place of a tensor, without having drawn weights."""
+    if group.size == 1:
+        transcoder = Transcoder(**shape.to_dict(), dtype=like.dtype, device="meta")
+    else:
+        transcoder = ShardedTranscoder(shape, group, dtype=like.dtype, device="meta")
+    transcoder = transcoder.to_empty(device=like.device)
+    for parameter in (*transcoder.parameters(), *transcoder.buffers()):
+        parameter.zero_()
+    return transcoder
+
+
+def _ridge_decoder(transcoder: Transcoder, x: Tensor, y: Tensor, ridge: float = 0.1) -> Tensor:
+    """Own decoder rows by ridge regression of y on the features of x: ``(A^T A + λ)^-1 A^T y``.
+
+    λ is ``ridge`` times the mean squared activation sum of a feature. Solved in the smaller of F x F and N x N; in the
+    latter, ``A^T (A A^T + λ)^-1 y``, where processes share out the features.
     """
-    n = max(256, min(len(x), DENSE_ELEMENTS // transcoder.n_features))
-    A = transcoder.train().encode(x[:n]).to_dense().double()
+    group, n_features = group_of(transcoder), transcoder.n_features
+    n = max(256, min(len(x), DENSE_ELEMENTS // n_features))
+    acts = transcoder.train().encode(x[:n])
+    acts = replace(acts, values=acts.values.double(), gates=None)
     y = y[:n].double()
-    penalty = max(ridge * float(A.square().sum()) / A.shape[1], 1e-12)
-    if A.shape[1] <= A.shape[0]:
+    squares = acts.values.square().sum()
+    group.add([squares])
+    penalty = max(ridge * float(squares) / n_features, 1e-12)
+    if group.size == 1 and n_features <= len(y):
+        A = acts.to_dense()
         return torch.cholesky_solve(A.T @ y, _factor(A.T @ A, penalty)).to(x.dtype)
-    return (A.T @ torch.cholesky_solve(y, _factor(A @ A.T, penalty))).to(x.dtype)
+    gram = _gram_of_tokens(acts)
+    group.add([gram])
+    return ops.segment(acts, torch.cholesky_solve(y, _factor(gram, penalty))).to(x.dtype)
+
+
+def _gram_of_tokens(acts: SparseActs) -> Tensor:
+    """``A A^T`` [N, N], a block of features at a time."""
+    gram = acts.values.new_zeros(acts.n_tokens, acts.n_tokens)
+    tokens, features, values = acts.active()
+    width = max(DENSE_ELEMENTS // 8 // max(acts.n_tokens, 1), 1)
+    for first in range(0, acts.n_features, width):
+        inside = (features >= first) & (features < first + width)
+        block = gram.new_zeros(acts.n_tokens, min(width, acts.n_features - first))
+        block[tokens[inside], features[inside] - first] = values[inside]
+        gram.addmm_(block, block.T)
+    return gram
 
 
 def _factor(gram: Tensor, penalty: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The task of training transcoders, from scratch or from a warm start: all layers on one forward of the model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,11 @@ from torch import Tensor
 from fasttc.nn import Transcoder
 from fasttc.training import losses
 from fasttc.training.activations import Source
+from fasttc.training.checkpoint import SHARE
 from fasttc.training.optimiser import Group, Optimiser
 from fasttc.training.packing import TokenBatch
 from fasttc.training.refit import DecoderSums
+from fasttc.training.sharded import SHARED_OUT, ShardedTranscoder, group_of, summed
 
 Steering = Literal["l0", "l1", "bias"] | None
 
@@ -49,12 +52,18 @@ class Objective:
 
 
 class Counters:
-    """Tokens since each feature of a layer was last active, and the features that counts as dead."""
+    """Tokens since each own feature of a layer was last active, and the features that counts as dead.
+
+    Attributes:
+        rows: of the own dead features; None where no process has any.
+    """
 
     def __init__(self, transcoder: Transcoder) -> None:
-        self.since = torch.zeros(transcoder.n_features, dtype=torch.int64, device=transcoder.W_enc.device)
-        self.dead = torch.zeros(transcoder.n_features, dtype=torch.bool, device=transcoder.W_enc.device)
+        n, place = len(transcoder.W_enc), transcoder.W_enc.device
+        self.since = torch.zeros(n, dtype=torch.int64, device=place)
+        self.dead = torch.zeros(n, dtype=torch.bool, device=place)
         self.rows: Tensor | None = None
+        self._group = group_of(transcoder)
 
     @torch.no_grad()
     def count(self, acts, n_tokens: int) -> None:
@@ -69,8 +78,9 @@ class Counters:
         self.find_rows()
 
     def find_rows(self) -> None:
-        rows = self.dead.nonzero()[:, 0]
-        self.rows = rows if len(rows) else None
+        count = self.dead.sum()
+        self._group.add([count])
+        self.rows = self.dead.nonzero()[:, 0] if count else None
 
 
 class TranscoderTask:
@@ -98,7 +108,6 @@ class TranscoderTask:
     """
 
     divergence = (10.0, 1.0)
-    divided = True
 
     def __init__(
         self,
@@ -138,8 +147,13 @@ class TranscoderTask:
             rates = rate_scales(transcoder, *scale)
             rates["W_dec"] = decoder_scale or rates["W_dec"]
             rates["b_enc"] *= bias_rate
-            kept = {f"{i}.{name}": p for name, p in parameters.items() if p.requires_grad}
-            groups.append(Group(kept, {name: rates[name.split(".", 1)[1]] for name in kept}))
+            names = {
+                name: stored_name(i, transcoder, name) for name, p in parameters.items() if p.requires_grad
+            }
+            kept = {stored: parameters[name] for name, stored in names.items()}
+            factors = {stored: rates[name] for name, stored in names.items()}
+            shared = [stored for stored in kept if SHARE in stored]
+            groups.append(Group(kept, factors, shared, group_of(transcoder)))
         self.optimiser = Optimiser(groups, betas=betas, clip=clip)
 
     def split(self, batch: TokenBatch, step: int) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -178,24 +192,25 @@ class TranscoderTask:
         prediction = transcoder.decode(acts, x)
         variance = losses.variance_sum(y)
         fvu = losses.normalised_mse(prediction, y, variance)
-        l0 = acts.l0().mean()
+        group = group_of(transcoder)
+        l0 = summed(acts.l0().mean(), group)
         loss = fvu
         if self._steering[i] == "l0":
             loss = loss + objective.l0 * losses.l0_distance(l0, self._target(i))
         elif self._steering[i] == "l1" or (objective.l1 > 0 and objective.target_l0 is None):
             scale = (variance / max(len(y), 1)).sqrt()
-            loss = loss + self._l1[i] * losses.l1(acts, transcoder.W_dec, scale)
+            loss = loss + self._l1[i] * summed(losses.l1(acts, transcoder.W_dec, scale), group)
         counters = self._counters[i]
         if objective.aux and counters.rows is not None and transcoder.activation in ("topk", "batchtopk"):
             k = objective.k_aux or max(1, transcoder.d_out // 2)
             dead = (transcoder.W_enc, transcoder.b_enc, transcoder.W_dec)
             W_enc, b_enc, W_dec = (parameter[counters.rows] for parameter in dead)
-            loss = loss + objective.aux * losses.auxk(x, y - prediction, W_enc, b_enc, W_dec, k)
+            loss = loss + objective.aux * losses.auxk(x, y - prediction, W_enc, b_enc, W_dec, k, group)
         counters.count(acts, len(x))
         if self._collect_after is not None and self._steps >= self._collect_after:
             self.sums[i].add(acts, x, y)
-        dead_share = (counters.since > objective.dead_after).float().mean()
-        return loss, {"fvu": fvu.detach(), "l0": l0.detach(), "dead": dead_share}
+        dead = summed((counters.since > objective.dead_after).float().sum(), group) / transcoder.n_features
+        return loss, {"fvu": fvu.detach(), "l0": l0.detach(), "dead": dead}
 
     def combine(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = self.processes.gather(columns)
@@ -231,17 +246,30 @@ class TranscoderTask:
                 self._l1[i] = steer(self._l1[i], metrics["l0"][i], self._target(i))
             elif self._steering[i] == "bias":
                 missing = (self._target(i) / metrics["l0"][i].to(transcoder.b_enc)).clamp(0.2, 5.0).log()
-                transcoder.b_enc.add_(0.1 * self.optimiser.scale(f"{self.numbers[i]}.b_enc") * missing)
+                name = stored_name(self.numbers[i], transcoder, "b_enc")
+                transcoder.b_enc.add_(0.1 * self.optimiser.scale(name) * missing)
+
+    def divided(self, name: str) -> bool:
+        """Every process has layers of its own, or rows of features of all layers and the same of everything else."""
+        return SHARE in name or not any(isinstance(t, ShardedTranscoder) for t in self.transcoders)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         for i, n in enumerate(self.numbers):
-            counters = self._counters[i]
             tensors |= {f"{n}.buffer.{name}": t for name, t in self.transcoders[i].named_buffers()}
-            tensors |= {f"{n}.since": counters.since, f"{n}.dead": counters.dead, f"{n}.l1": self._l1[i]}
+            tensors |= {
+                self._counted(i, name): getattr(self._counters[i], name) for name in ("since", "dead")
+            }
+            tensors[f"{n}.l1"] = self._l1[i]
         for n, sums in zip(self.numbers, self.sums, strict=False):
             tensors |= {f"{n}.sums.{name}": t for name, t in sums.state().items()}
         return tensors, {"steps": self._steps}
+
+    def _counted(self, i: int, name: str) -> str:
+        """What the counter of a layer's features is called in a checkpoint."""
+        return (
+            f"{self.numbers[i]}{SHARE if isinstance(self.transcoders[i], ShardedTranscoder) else '.'}{name}"
+        )
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
@@ -250,8 +278,9 @@ class TranscoderTask:
             counters = self._counters[i]
             for name, buffer in self.transcoders[i].named_buffers():
                 buffer.copy_(tensors[f"{n}.buffer.{name}"])
-            counters.since = tensors[f"{n}.since"].to(counters.since.device)
-            counters.dead = tensors[f"{n}.dead"].to(counters.dead.device)
+            for name in ("since", "dead"):
+                counted = getattr(counters, name)
+                setattr(counters, name, tensors[self._counted(i, name)].to(counted.device))
             counters.find_rows()
             self._l1[i] = tensors[f"{n}.l1"].to(self._l1[i].device)
         for n, sums in zip(self.numbers, self.sums, strict=False):  # none, unless there will be a refit
@@ -259,6 +288,12 @@ class TranscoderTask:
             sums.restore(
                 {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
             )
+
+
+def stored_name(number: int, transcoder: Transcoder, name: str) -> str:
+    """What a parameter of layer ``number`` is called in a checkpoint."""
+    shared = isinstance(transcoder, ShardedTranscoder) and name in SHARED_OUT
+    return f"{number}{SHARE}{name}" if shared else f"{number}.{name}"
 
 
 def steer(weight: Tensor, l0: Tensor, target: float, gain: float = 0.3) -> Tensor:
@@ -278,8 +313,12 @@ def activation_scales(x: Tensor, y: Tensor) -> tuple[float, float]:
 def rate_scales(transcoder: Transcoder, x_scale: float, y_scale: float) -> dict[str, float]:
     """Factors on the learning rate by parameter name; see :class:`TranscoderTask`."""
 
+    group = group_of(transcoder)
+
     def row_norm(weight: Tensor) -> float:
-        return float(weight.float().square().sum(1).mean().sqrt())
+        squares = weight.norm(dim=1).double().square().sum()
+        group.add([squares])
+        return math.sqrt(float(squares) / transcoder.n_features)
 
     encoder, decoder = row_norm(transcoder.W_enc), row_norm(transcoder.W_dec)
     return {

@@ -6,24 +6,35 @@ Run by ``runpy`` in a forked process, with ``JOB`` in its globals: see ``launch`
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 JOB: dict = globals().get("JOB", {})
 
 
-def dies_at(step: int) -> None:
-    """From now on this process kills itself, as a power cut would, where it asks for the block of a step."""
+def dies_at(what: str, call: int) -> None:
+    """From now on this process kills itself, as a power cut would, at a call: of a block, an update, a write."""
+    from fasttc.nn import rows
+    from fasttc.training import checkpoint
     from fasttc.training.data import TokenStream
+    from fasttc.training.optimiser import Optimiser
 
-    original = TokenStream.next
+    place, name = {
+        "block": (TokenStream, "next"),
+        "update": (Optimiser, "step"),
+        "checkpoint": (checkpoint, "_save_tensors"),
+        "result": (rows, "write_rows"),
+    }[what]
+    original: Callable[..., Any] = getattr(place, name)
     calls: list[int] = []
 
-    def next_block(self):
+    def counted(*args: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) == step:
+        if len(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self)
+        return original(*args, **options)
 
-    TokenStream.next = next_block
+    setattr(place, name, counted)
 
 
 def run() -> None:
@@ -37,7 +48,7 @@ def run() -> None:
 
     torch.set_num_threads(1)
     if JOB["dies_at"] is not None:
-        dies_at(JOB["dies_at"])
+        dies_at(*JOB["dies_at"])
     main(JOB["arguments"])
     sys.exit(0)
 

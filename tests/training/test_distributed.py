@@ -18,6 +18,11 @@ KINDS = {
     "train-jumprelu": (
         "train", "MODEL", "--features", "48", "-k", "6", "--activation", "jumprelu", "--lr", "3e-3"
     ),
+    "train-shared": ("train", "MODEL", "--features", "50", "-k", "6", "--lr", "3e-3", "--shard-features"),
+    "train-shared-relu": (
+        "train", "MODEL", "--features", "50", "-k", "6", "--activation", "relu", "--lr", "3e-3", "--shard-features"
+    ),
+    "adapt-shared": ("adapt", "MODEL", "--transcoders", "TCS", "--lr", "3e-3", "--shard-features"),
     "adapt": ("adapt", "MODEL", "--transcoders", "TCS", "--lr", "3e-3"),
     "finetune": ("finetune", "MODEL", "--lr", "1e-3", "--micro-batch", "1"),
     "finetune-lora": ("finetune", "MODEL", "--lr", "1e-3", "--parameters", "lora", "--lora-rank", "2"),
@@ -28,7 +33,7 @@ KINDS = {
 def launch(
     fork: Any, tiny_model: Any, data: Any, tmp_path: Path
 ) -> Callable[..., list[tuple[int, str, float]]]:
-    """``launch(kind, out, size=1, dies=(rank, step), more=())``: per process (exit code, what it printed, seconds)."""
+    """``launch(kind, out, size=1, dies=(rank, what, call), more=())``: per process (exit code, output, seconds)."""
     tiny_model("llama").save_pretrained(tmp_path / "model")
     lines = [json.dumps({"input_ids": ids}) for ids in data.documents[:60]]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
@@ -42,7 +47,7 @@ def launch(
             {
                 "log": str(tmp_path / f"{out}.{rank}.log"),
                 "arguments": [str(argument) for argument in arguments],
-                "dies_at": dies[1] if dies and dies[0] == rank else None,
+                "dies_at": dies[1:] if dies and dies[0] == rank else None,
             }
             for rank in range(size)
         ]
@@ -76,13 +81,19 @@ def _assert_equal_to_rounding(got: dict[str, torch.Tensor], expected: dict[str, 
     ("train", 2),
     ("train", 4),
     pytest.param("train-jumprelu", 3, marks=pytest.mark.slow),
+    ("train-shared", 2),
+    pytest.param("train-shared-relu", 2, marks=pytest.mark.slow),
     ("adapt", 3),
+    ("adapt-shared", 3),
     ("finetune", 3),
     pytest.param("finetune-lora", 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_several_processes_train_what_one_does(launch, tmp_path, kind, size):
-    """Four processes on three layers: one has none of its own. Three on four rows: shares of 1, 1 and 2."""
-    if kind == "adapt":
+    """Four processes on three layers: one has none of its own. Three on four rows: shares of 1, 1 and 2.
+
+    50 features on three processes: 16, 17 and 17.
+    """
+    if kind.startswith("adapt"):
         _succeeds(launch("train-jumprelu", "base", more=("--seed", "3")))
     if kind == "finetune-lora":
         pytest.importorskip("peft")
@@ -103,37 +114,67 @@ def test_several_processes_train_what_one_does(launch, tmp_path, kind, size):
     assert json.loads(logs[1][0])["loss"] == pytest.approx(json.loads(logs[0][0])["loss"], rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("kind", "rank", "step"),
-    [
-        pytest.param("train", 0, 6, marks=pytest.mark.slow),
-        ("train", 1, 8),
-        ("finetune", 1, 6),
-    ],
-)
-def test_a_killed_process_stops_the_others_and_the_checkpoint_continues(launch, tmp_path, kind, rank, step):
-    every = ("--checkpoint-every", "3")
-    _succeeds(launch(kind, "whole", 2))
-    outcomes = launch(kind, "out", 2, dies=(rank, step), more=every)
-    assert outcomes[rank][0] == -9
+Death = tuple[int, str, int]
+"""(rank, at what, at which call of it since its start)."""
+
+DEATHS: dict[str, list[Death]] = {
+    "train": [(1, "block", 5), (0, "checkpoint", 1), (1, "update", 5)],
+    "train-shared": [(0, "update", 7), (1, "checkpoint", 1), (1, "result", 4)],
+    "finetune": [(0, "block", 8), (1, "update", 1)],
+}
+
+
+def _dies(launch: Any, kind: str, death: Death, more: Any) -> None:
+    """One of two processes dies, and the other says so at once."""
+    rank = death[0]
+    outcomes = launch(kind, "out", 2, dies=death, more=more)
+    assert outcomes[rank][0] == -9, outcomes[rank][1]
     code, printed, seconds = outcomes[1 - rank]
-    assert code == 2
+    assert code == 2, printed
     assert "another process of this training has ended or did not answer" in printed
-    assert "start all again with --resume" in printed
     assert seconds < 10
-    assert not (tmp_path / "out").exists()
+
+
+def _same_bits(one: Path, two: Path) -> None:
+    found, expected = _result(one), _result(two)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", DEATHS)
+def test_deaths_stop_the_others_and_the_checkpoint_continues_to_the_same_bits(launch, tmp_path, kind):
+    """One death after the other, at different steps and on both ranks, each in the sitting that continues."""
+    every = ("--checkpoint-every", "2")
+    _succeeds(launch(kind, "whole", 2))
+    resume: tuple[str, ...] = ()
+    for death in DEATHS[kind]:
+        _dies(launch, kind, death, (*every, *resume))
+        assert not (tmp_path / "out").exists()
+        resume = ("--resume",)
+    _succeeds(launch(kind, "out", 2, more=(*every, *resume)))
+    _same_bits(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", DEATHS)
+def test_a_death_at_every_step(launch, tmp_path, kind, rank):
+    """Of nine: each sitting gets one step further than the one before."""
+    every = ("--checkpoint-every", "1")
+    _succeeds(launch(kind, "whole", 2))
+    for step in range(1, 10):
+        _dies(launch, kind, (rank, "block", 1 + (step > 1)), (*every, *(("--resume",) if step > 2 else ())))
     _succeeds(launch(kind, "out", 2, more=(*every, "--resume")))
-    resumed, whole = _result(tmp_path / "out"), _result(tmp_path / "whole")
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    _same_bits(tmp_path / "out", tmp_path / "whole")
 
 
-def test_another_number_of_processes_continues_a_checkpoint(launch, tmp_path):
-    launch("train", "out", 2, dies=(1, 6), more=("--checkpoint-every", "3"))
+@pytest.mark.parametrize("kind", ["train", "train-shared"])
+def test_another_number_of_processes_continues_a_checkpoint(launch, tmp_path, kind):
+    _dies(launch, kind, (1, "block", 6), ("--checkpoint-every", "3"))
     files = sorted(file.name for file in (tmp_path / "out.run" / "checkpoint").iterdir())
     assert files == ["state.0.safetensors", "state.1.safetensors", "state.json"]
-    _succeeds(launch("train", "out", 3, more=("--checkpoint-every", "3", "--resume")))
-    _succeeds(launch("train", "whole"))
+    _succeeds(launch(kind, "out", 3, more=("--checkpoint-every", "3", "--resume")))
+    _succeeds(launch(kind, "whole"))
     _assert_equal_to_rounding(_result(tmp_path / "out"), _result(tmp_path / "whole"))
 
 

@@ -7,9 +7,11 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fasttc.training import Diverged, Interrupted, adapt, finetune, train
-from fasttc.training.checkpoint import load_checkpoint, model_fingerprint, save_checkpoint
+from fasttc.training.checkpoint import StoredTensors, load_checkpoint, model_fingerprint, save_checkpoint
+from fasttc.training.distributed import Processes
 
 OPTIONS = {"batch_size": 4, "tokens": 64 * 12, "progress": False, "validation_tokens": 200, "lr": 3e-3}
 WIDTH = {"n_features": 48, "k": 6}
@@ -264,3 +266,24 @@ def test_model_fingerprint_sees_a_changed_weight(tiny_model):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight *= 1.0001
     assert model_fingerprint(model) != one
+
+
+def test_rows_of_all_files_are_shared_out_anew(tmp_path):
+    """What three processes wrote, as one, two and five of them read it."""
+    whole, counts = torch.arange(14.0).reshape(7, 2), [0, 3, 4]
+    for rank, rows in enumerate(whole.split(counts)):
+        named = {"a.0.share.W": rows, "a.0.share.step": torch.tensor(5.0)} | ({} if rank else {"a.b": whole})
+        save_file(named, tmp_path / f"{rank}.safetensors")
+    files = [tmp_path / f"{rank}.safetensors" for rank in range(3)]
+    for size in (1, 2, 5):
+        found = []
+        for rank in range(size):
+            group = Processes()
+            group.rank, group.size = rank, size
+            stored = StoredTensors(files, processes=group).under("a.")
+            assert set(stored) == {"0.share.W", "0.share.step", "b"}
+            assert stored["0.share.step"] == 5
+            assert torch.equal(stored["b"], whole)
+            assert len(stored["0.share.W"]) == len(range(7)[group.share(7)])
+            found.append(stored["0.share.W"])
+        assert torch.equal(torch.cat(found), whole)
