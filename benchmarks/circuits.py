@@ -39,7 +39,7 @@ EXPLAINED = (
 )  # of a concept's variance, by the disease: at least
 CHOOSING = 40  # prompts of each kind on which one of these is chosen
 NODE_THRESHOLDS = (0.8, 0.95)
-JUDGED = 0.95  # graphs of 0.8 have 29 nodes here, half of them tokens: little is left to merge
+JUDGED = 0.95  # graphs of 0.8 have 26 nodes here, half of them tokens: little is left to merge
 RANDOM_MERGES, RANDOM_SETS = 5, 20
 NAMED = 10  # features that the diff names
 LOSS = ("completeness_kept", "replacement_kept", "influence_kept", "sign_agreement", "edges_kept", "internal")
@@ -225,6 +225,16 @@ def judge(result: dict[str, Any]) -> list[str]:
     return [("met: " if passed else "missed: ") + text for passed, text in checks]
 
 
+def notes(result: dict[str, Any]) -> list[str]:
+    """What was measured and is not judged: merging of graphs pruned as usual."""
+    return [
+        f"note: pruned at {row['node_threshold']} ({row['nodes']:.0f} nodes), {row['times_fewer']:.2f} times fewer, "
+        f"completeness_kept {row['completeness_kept']:.3f}"
+        for row in result.get("merging", [])
+        if row["node_threshold"] != JUDGED
+    ]
+
+
 def run(home: CircuitWorld, options: argparse.Namespace) -> dict[str, Any]:
     """Everything, the causal check first; ``stopped`` where that fails."""
     checks = {
@@ -269,5 +279,6 @@ def main(arguments: list[str]) -> int:
     head = {"kind": "circuits", "environment": record.environment("cpu", options.seed)}
     whole = {**head, "targets": targets, "cpu_seconds": round(time.process_time() - start, 1), **result}
     record.write(options.out, whole, [])
-    print(json.dumps(whole, indent=1) if options.json else "\n".join([*targets, f"written to {options.out}"]))
+    shown = [*targets, *notes(result), f"written to {options.out}"]
+    print(json.dumps(whole, indent=1) if options.json else "\n".join(shown))
     return 0 if all(text.startswith("met") for text in targets) else 1

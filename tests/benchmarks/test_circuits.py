@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fasttc.benchmarks.circuits import auc, clustered_bound, judge, random_loss
+from fasttc.benchmarks.circuits import auc, clustered_bound, judge, notes, random_loss
 from fasttc.benchmarks.circuits_scale import large_graph
 from fasttc.graph import merge
 
@@ -62,6 +62,9 @@ def test_verdicts_name_what_was_missed():
         "diff": {"features": [], "drop": 1.0, "drop_random_95": 0.1},
         "scale": [{"operation": "merge", "nodes": 10, "edges": 9, "seconds": 11.0, "bytes": 1}],
     }
+    unjudged = {"node_threshold": 0.8, "nodes": 26.1, "times_fewer": 4.788, "completeness_kept": 0.93}
+    result["merging"].append(unjudged)
+    assert notes(result) == ["note: pruned at 0.8 (26 nodes), 4.79 times fewer, completeness_kept 0.930"]
     missed = [text for text in judge(result) if text.startswith("missed: ")]
     assert len(missed) == 5
     for words in (
