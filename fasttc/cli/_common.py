@@ -23,6 +23,7 @@ class Run:
         settings: every option as resolved, echoed at the start and kept in the JSON result.
         as_json: whether stdout carries one JSON object and nothing else.
         seed, device, dtype: the common options; ``dtype`` is a torch dtype.
+        device_map: of :func:`placement_options`; None: the model is on ``device``.
 
     Of several processes that torchrun started, only the first prints.
     """
@@ -34,6 +35,7 @@ class Run:
     device: str
     dtype: Any
     started: float = field(default_factory=time.perf_counter)
+    device_map: str | None = None
 
     def say(self, text: str) -> None:
         """A line for people: stdout, or stderr when stdout carries JSON."""
@@ -88,6 +90,25 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"fasttc {name}: {shown}", err=True)
         _quiet_transformers()
         function(run, **options)
+
+    return call
+
+
+def placement_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds --device-map and --transcoder-device, below :func:`verb`; the function gets ``place``, for the trainings."""
+
+    @click.option(
+        "--device-map",
+        help="Spread a large model over devices: auto, balanced or sequential (by accelerate). Not with --device.",
+    )
+    @click.option("--transcoder-device", help="Where transcoders are trained. Default: beside each layer.")
+    @functools.wraps(function)
+    def call(run: Run, device_map: str | None, transcoder_device: str | None, **options: Any) -> None:
+        given = click.get_current_context().get_parameter_source("device")
+        if device_map is not None and given is not click.core.ParameterSource.DEFAULT:
+            raise ValueError(f"--device-map: expected none beside --device {run.device}, got {device_map!r}")
+        run.device_map = device_map
+        function(run, place=transcoder_device, **options)
 
     return call
 
@@ -185,10 +206,11 @@ def one_prompt(prompt: str | None, prompt_ids: str | None, tokenizer: Any) -> st
 
 
 def load_model(run: Run, reference: str) -> tuple[Any, Any]:
-    """The model in evaluation mode on the run's device and dtype, and its tokenizer or None."""
+    """The model in evaluation mode on the run's device, or spread by its map, in its dtype; its tokenizer or None."""
     from fasttc import models
 
-    return models.load(reference, dtype=run.dtype, device=run.device)
+    device = run.device if run.device_map is None else None
+    return models.load(reference, dtype=run.dtype, device=device, device_map=run.device_map)
 
 
 def load_transcoders(run: Run, reference: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fasttc.cli._carry_over import carried_over
-from fasttc.cli._common import Run, load_model, load_transcoders, verb
+from fasttc.cli._common import Run, load_model, load_transcoders, placement_options, verb
 from fasttc.cli._data import data_options
 from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
 
@@ -26,12 +26,14 @@ PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
 @transcoder_options
 @training_options
 @verb
+@placement_options
 def command(
     run: Run,
     model: str,
     transcoders: str,
     data: str,
     out: Path,
+    place: str | None,
     train: tuple[str, ...],
     training: dict[str, Any],
     fitting: dict[str, Any],
@@ -55,6 +57,7 @@ def command(
         out=out,
         train=train or None,
         seed=run.seed,
+        device=place,
         **options,
         **training,
         **fitting,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fasttc.cli._common import Run, load_model, verb
+from fasttc.cli._common import Run, load_model, placement_options, verb
 from fasttc.cli._data import data_options
 from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
 
@@ -36,11 +36,13 @@ from fasttc.cli._training import costs, layer_table, training_options, transcode
 @transcoder_options
 @training_options
 @verb
+@placement_options
 def command(
     run: Run,
     model: str,
     data: str,
     out: Path,
+    place: str | None,
     layers: tuple[int, ...],
     training: dict[str, Any],
     fitting: dict[str, Any],
@@ -61,6 +63,7 @@ def command(
         out=out,
         layers=layers or None,
         seed=run.seed,
+        device=place,
         **options,
         **training,
         **fitting,
