@@ -55,7 +55,10 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     expected = estimate(model, [share], ScratchOptions(**settings), CONTEXT)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
     before = resident("VmRSS")
-    _, report = train(model, data, out=options.out, progress=False, log_every=1, **settings)
+    # Without a checkpoint on the way: writing one copies weights and averages, which the estimate does not count.
+    _, report = train(
+        model, data, out=options.out, progress=False, checkpoint_every=options.steps, **settings
+    )
     measured = resident("VmHWM") - before
     return {"rank": group.rank, "features": len(share.W_enc), "expected": expected.total, "measured": measured,
             "error": expected.total / measured - 1, "steps": report.steps, "tokens": report.tokens,
