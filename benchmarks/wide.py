@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--features", type=int, default=2**20)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rows", type=int, default=4, help=f"of {CONTEXT} tokens, in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=record.ROOT / "results/cpu/wide.json")
