@@ -32,14 +32,15 @@ class Plan:
     Attributes:
         size: of what the runs start from.
         budgets: of each mode, in tokens.
-        search: tokens of the search, adapting; scratch_search: from scratch, the second for larger budgets.
+        search, scratch_search: tokens of the searches, adapting and from scratch: the first is for budgets up to the
+            tokens of the second, the second for those above.
         cells: of the adaptations.
         seeds: of initial weights and of the order of the data; model pairs and base transcoders are one each.
     """
 
     size: Size
     budgets: dict[str, tuple[int, ...]]
-    search: int
+    search: tuple[int, ...]
     scratch_search: tuple[int, ...]
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
@@ -53,7 +54,7 @@ FULL = Plan(
         "unadapted": (0,), "closed form": _ADAPT[::2], "PAT": _ADAPT[1::2], "closed form + PAT": _ADAPT,
         "scratch": _SCRATCH,
     },
-    search=20_480,
+    search=(20_480, 40_960),
     scratch_search=(81_920, 163_840),
     cells=tuple(
         Cell(distance, coverage, quality)
@@ -74,7 +75,7 @@ QUICK = Plan(
         "closed form + PAT": _FEW,
         "scratch": (20_480, 81_920),
     },
-    search=0,
+    search=(),
     scratch_search=(),
     cells=(Cell("mild", "covered", "long"), Cell("mild", "uncovered", "long")),
     seeds=(0,),
@@ -129,23 +130,19 @@ class Ledger:
         return self.world.bases(cell.coverage, cell.quality) if cell.coverage else None
 
     def _config(self, bench: Bench, cell: Cell, mode: str, tokens: int) -> Config:
-        """The options that the search found for this cell and mode, at the search's budget nearest to ``tokens``."""
+        """The options that the searches found for this cell and mode; where there is none, their start."""
         fixed = {"closed form": {"refit": "only"}, "unadapted": {}}
         if mode in fixed:
             return fixed[mode]
-        if mode == "scratch":
-            return self._scratch_config(bench, cell, tokens)
-        refits = () if mode == "PAT" else tuple(refit for refit in REFITS if refit)
-        start = {**START_ADAPTING, "refit": None} if mode == "PAT" else START_ADAPTING
-        return self._searched(bench, cell, mode, self.plan.search, start, refits)
-
-    def _scratch_config(self, bench: Bench, cell: Cell, tokens: int) -> Config:
-        """Larger budgets have a learning rate of their own, searched from what the smaller search found."""
-        config, order = START, SEARCHED
-        for step, budget in enumerate(self.plan.scratch_search):
+        scratch = mode == "scratch"
+        config, refits = (START, REFITS) if scratch else (START_ADAPTING, REFITS[1:])
+        if mode == "PAT":
+            config, refits = {**config, "refit": None}, ()
+        order = SEARCHED
+        for step, budget in enumerate(self.plan.scratch_search if scratch else self.plan.search):
             if step == 0 or tokens > budget:
-                config = self._searched(bench, cell, "scratch", budget, config, REFITS, order)
-                order = ("lr",)
+                config = self._searched(bench, cell, mode, budget, config, refits, order)
+                order = ("lr",)  # all that larger budgets search anew
         return config
 
     def _searched(
@@ -156,14 +153,11 @@ class Ledger:
         tokens: int,
         start: Config,
         refits: Sequence[str | None],
-        order: Sequence[str] = SEARCHED,
+        order: Sequence[str],
     ) -> Config:
-        if not tokens:
-            return start
         qualities = list(self.plan.size.qualities)
-        cell = Cell(
-            cell.distance, cell.coverage, cell.quality and qualities[0]
-        )  # searched once for all qualities
+        quality = cell.quality and qualities[0]  # searched once for all qualities
+        cell = Cell(cell.distance, cell.coverage, quality)
         name = f"search_{mode.replace(' ', '')}_{cell}_{tokens}"
         if not self._file(name).is_file():
             found = bench.search(mode, tokens, self._base(cell), start, refits, order)
