@@ -14,7 +14,7 @@ from fasttc.training.distributed import Processes
 from fasttc.training.options import TranscoderOptions
 from fasttc.training.quality import LayerStatistics
 from fasttc.training.refit import DecoderSums, refit
-from fasttc.training.transcoding import TranscoderTask
+from fasttc.training.transcoding import TranscoderTask, stored_name
 from fasttc.training.watch import Watch
 
 HELD_OUT_TOKENS = 4096
@@ -111,7 +111,7 @@ def held_out_watch(
     if options.patience is None:
         return None
     weights = {
-        f"{n}.{name}": p
+        stored_name(n, t, name): p
         for n, t in zip(task.numbers, task.transcoders, strict=True)
         for name, p in t.named_parameters()
     }

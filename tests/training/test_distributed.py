@@ -22,6 +22,10 @@ KINDS = {
     "train-shared-relu": (
         "train", "MODEL", "--features", "50", "-k", "6", "--activation", "relu", "--lr", "3e-3", "--shard-features"
     ),
+    "train-shared-watched": (  # worse from the second step on: the best weights are older than the checkpoint
+        "train", "MODEL", "--features", "50", "-k", "6", "--lr", "0.12", "--warmup", "0.95", "--patience", "99",
+        "--shard-features"
+    ),
     "adapt-shared": ("adapt", "MODEL", "--transcoders", "TCS", "--lr", "3e-3", "--shard-features"),
     "adapt": ("adapt", "MODEL", "--transcoders", "TCS", "--lr", "3e-3"),
     "finetune": ("finetune", "MODEL", "--lr", "1e-3", "--micro-batch", "1"),
@@ -120,6 +124,7 @@ Death = tuple[int, str, int]
 DEATHS: dict[str, list[Death]] = {
     "train": [(1, "block", 5), (0, "checkpoint", 1), (1, "update", 5)],
     "train-shared": [(0, "update", 7), (1, "checkpoint", 1), (1, "result", 4)],
+    "train-shared-watched": [(1, "block", 8)],
     "finetune": [(0, "block", 8), (1, "update", 1)],
 }
 
