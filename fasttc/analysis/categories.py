@@ -169,18 +169,39 @@ def read_features(path: str | Path) -> list[dict[str, Any]]:
     """Features as :func:`fasttc.report.feature_files.write_lines` writes them.
 
     Raises:
-        ValueError: no such file; a line that is no JSON object or lacks what the table needs. With the line.
+        ValueError: no such file; a line that is no JSON object or lacks what the table needs, figures that are no
+            numbers >= 0, a feature twice. With the line.
     """
     if not Path(path).is_file():
         raise ValueError(f"features: no such file: {path}")
     rows = _json_lines(_content(Path(path), "features"), str(path))
+    lines: dict[Feature, int] = {}
     for number, row in rows:
         missing = [name for name in ("layer", "feature", "firing_rate", "strength") if name not in row]
         if missing:
             raise ValueError(
                 f"{path} line {number}: expected {', '.join(missing)}, it has {', '.join(row) or 'nothing'}"
             )
+        _check_figures(row, f"{path} line {number}")
+        place = row["layer"], row["feature"]
+        if lines.setdefault(place, number) != number:
+            raise ValueError(
+                f"{path} line {number}: expected each feature once, {place[0]}:{place[1]} is in line {lines[place]} too"
+            )
     return [row for _, row in rows]
+
+
+def _check_figures(row: Mapping[str, Any], where: str) -> None:
+    for name, kinds in (
+        ("layer", int),
+        ("feature", int),
+        ("firing_rate", int | float),
+        ("strength", int | float),
+    ):
+        value = row[name]
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
+            what = "an integer" if kinds is int else "a number"
+            raise ValueError(f"{where}: expected {what} >= 0 in {name!r}, got {value!r}")
 
 
 def _content(path: Path, what: str) -> str:

@@ -60,13 +60,18 @@ def command(
     questions = read_task(asked, prompt, answer)
     model, base_model, tokenizer = load_pair(run, target, base)
     loaded = load_adapters(run, adapters)
+    room = anatomy(model).max_positions - response_tokens
+    if responses and room < 1:
+        raise ValueError(
+            f"--response-tokens: expected fewer than the model's {room + response_tokens} positions, "
+            f"got {response_tokens}"
+        )
     found = evaluate_adapters(
         model, base_model, loaded, data, tokenizer=tokenizer, tokens=tokens or None, **options
     )
     result, text = found.to_dict(), quality_text(found)
     prompts: list[list[int]] | None = None
     if responses and questions is not None:
-        room = anatomy(model).max_positions - response_tokens
         prompts = [question_ids(question, tokenizer, room, chat=chat) for question in questions[:responses]]
 
     def scores(model: Any) -> dict[str, float]:

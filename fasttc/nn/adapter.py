@@ -1,6 +1,7 @@
 """TranscoderAdapter: what fine-tuning added to one MLP, as a few sparse features beside the base's MLP."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
@@ -134,13 +135,13 @@ class AdapterSet(TranscoderSet):
             others: factor of all other features; 0 leaves only the named ones on.
 
         Raises:
-            ValueError: a layer or feature that this set does not have.
+            ValueError: a layer or feature that this set does not have; a factor that is not finite.
         """
         by_layer: dict[int, dict[int, float]] = {layer: {} for layer in self.layers}
         for (layer, feature), factor in factors.items():
             if layer not in by_layer or not 0 <= feature < self[self.layers.index(layer)].n_features:
                 raise ValueError(f"features: expected (layer, feature) of {self!r}, got ({layer}, {feature})")
-            by_layer[layer][feature] = factor
+            by_layer[layer][feature] = _finite(factor)
         return self._changed(
             [
                 _scaled_view(adapter, by_layer[site.layer], others)
@@ -160,7 +161,11 @@ class AdapterSet(TranscoderSet):
         """New adapters with decoders and their biases times ``factor``.
 
         Beside the fine-tuned model itself, a negative factor takes back what the adapters say it has learned.
+
+        Raises:
+            ValueError: a factor that is not finite.
         """
+        factor = _finite(factor)
         scaled = [copy.deepcopy(adapter) for adapter in self]
         with torch.no_grad():
             for adapter in scaled:
@@ -170,6 +175,12 @@ class AdapterSet(TranscoderSet):
 
     def _changed(self, adapters: Sequence[TranscoderAdapter]) -> Self:
         return type(self)(adapters, self.sites, self.metadata)
+
+
+def _finite(factor: float) -> float:
+    if not math.isfinite(factor):
+        raise ValueError(f"factor: expected a finite number, got {factor}")
+    return factor
 
 
 def _scaled_view(

@@ -154,6 +154,26 @@ def test_features_that_lack_something(tmp_path: Path):
         read_features(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "0"}, "line 2: expected an integer >= 0 in 'layer', got '0'"),
+        ({"feature": True}, "line 2: expected an integer >= 0 in 'feature', got True"),
+        ({"firing_rate": None}, "line 2: expected a number >= 0 in 'firing_rate', got None"),
+        ({"strength": float("nan")}, "line 2: expected a number >= 0 in 'strength', got nan"),
+        ({"strength": -1.0}, "line 2: expected a number >= 0 in 'strength', got -1.0"),
+        ({"feature": 1}, "line 2: expected each feature once, 0:1 is in line 1 too"),
+    ],
+)
+def test_features_whose_figures_are_none(tmp_path: Path, change, message):
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (ROWS[0], ROWS[1] | change)))
+    with pytest.raises(ValueError, match=message):
+        read_features(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert read_features(path) == ROWS
+
+
 def test_tables_that_cannot_be():
     with pytest.raises(ValueError, match="features: expected at least one, got none"):
         feature_categories([], LABELS)

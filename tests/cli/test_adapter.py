@@ -59,7 +59,7 @@ def test_evaluate(fasttc, home: Path, pair: tuple[Path, Path], task: Path, tmp_p
     found = json.loads(shown)["recovery"]
     assert list(found) == ["accuracy"]
     assert set(found["accuracy"]) == {"target", "hybrid", "adapted", "recovered"}
-    code, _, error = fasttc(*command, "--responses", 4)
+    code, _, error = fasttc(*command, "--responses", 4, "--response-tokens", 6)
     assert code == 2
     assert "expected one with an end-of-text token" in error
 
@@ -89,6 +89,9 @@ def test_length_of_responses(fasttc, home: Path, pair: tuple[Path, Path], task: 
         found = json.loads(shown)["recovery"]
         assert list(found) == names
         assert all(0 <= found["response tokens"][name] <= 6 for name in ("target", "hybrid", "adapted"))
+        code, _, error = fasttc(*command, *words, "--response-tokens", 10_000)
+        assert code == 2
+        assert "--response-tokens: expected fewer than the model's" in error
 
 
 def test_generate(fasttc, home: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -134,6 +137,11 @@ BAD = {
         ("--base", "{base}", "--adapters", "{out}", "--scale", "0:1"),
         "--scale: expected FEATURES=FACTOR (0:12,3:7=4), got '0:1'",
     ),
+    "not a number": (
+        ("--base", "{base}", "--adapters", "{out}", "--scale", "0:1=nan"),
+        "factor: expected a finite number, got nan",
+    ),
+    "endless": (("--adapters", "{out}", "--steer", "inf"), "factor: expected a finite number, got inf"),
     "no such feature": (
         ("--base", "{base}", "--adapters", "{out}", "--scale", "0:16=2"),
         "features: expected (layer, feature) of",
