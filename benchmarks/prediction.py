@@ -45,7 +45,7 @@ class Run:
 
 
 RUNS = (
-    Run("PAT, updates of 256 tokens", 1e6, 256),
+    Run("PAT, updates of 64 tokens", 1e6, 64),
     Run("PAT, updates of 4,096 tokens", 1e6, 4096),
     Run("from scratch, updates of 4,096 tokens", 1e9, 4096),
 )

@@ -62,7 +62,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """What callbacks are given, after every step: everything is consistent then."""
+    """What callbacks are given, after every step: everything is consistent then. Transcoders of a task take x in the
+    coordinates of the training (:mod:`fasttc.training.whitening`), not the model's."""
 
     step: int
     steps: int

@@ -49,10 +49,10 @@ def estimate(
         trained: names of trained parameters; None: all.
 
     Returns:
-        Float32 weights, their gradients and Adam's two moments; the activations of a block at every site; held-out
-        activations and the sums of closed forms; what one encode and one forward of the model need on the way. Sums
-        over pairs of features (F above 4096) are counted at their bound: every pair that K features of the tokens
-        can make.
+        Float32 weights, their gradients and Adam's two moments; two float64 matrices [D, D] for every layer whose
+        inputs are whitened; the activations of a block at every site; held-out activations and the sums of closed
+        forms; what one encode and one forward of the model need on the way. Sums over pairs of features (F above 4096)
+        are counted at their bound: every pair that K features of the tokens can make.
     """
     weights = [
         p for t in transcoders for name, p in t.named_parameters() if trained is None or name in trained
@@ -61,10 +61,12 @@ def estimate(
     block = options.batch_size * context
     update = block // options.parts(context)
     widths = sum(t.d_in + t.d_out for t in transcoders)
+    whitens = options.whitens(trained, any(t.skip for t in transcoders))
     parts = {
         "weights": FLOAT * sum(p.numel() for t in transcoders for p in t.parameters()),
         "gradients": FLOAT * numbers,
         "Adam": 2 * FLOAT * numbers,
+        "whitening": 2 * DOUBLE * sum(t.d_in**2 for t in transcoders) if whitens else 0,
         "activations": FLOAT * widths * (block * 2 if update < block else block),
         "held-out activations": FLOAT * widths * min(HELD_OUT_TOKENS, options.validation_tokens),
         "closed form": _closed_form(transcoders, options),
