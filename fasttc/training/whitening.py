@@ -23,6 +23,8 @@ POWER = -0.25
 """Of the covariance, in S."""
 SHRINKAGE = 0.01
 """λ, in mean variances of a coordinate of x: directions that a sample hardly shows are not blown up."""
+ROWS_AT_ONCE = 2**15
+"""Of a weight that are held in float64."""
 
 
 class Coordinates(NamedTuple):
@@ -65,15 +67,18 @@ class Coordinates(NamedTuple):
 
     def _shift(self, transcoder: Transcoder, sign: float) -> None:
         """Moves what the mean contributes into the biases, or out of them."""
-        transcoder.b_enc.add_(sign * (transcoder.W_enc.double() @ self.mean))
+        moved = [(transcoder.W_enc, transcoder.b_enc)]
         if transcoder.W_skip is not None:
-            transcoder.b_dec.add_(sign * (transcoder.W_skip.double() @ self.mean))
+            moved.append((transcoder.W_skip, transcoder.b_dec))
+        for weight, bias in moved:
+            for rows, entries in zip(weight.split(ROWS_AT_ONCE), bias.split(ROWS_AT_ONCE), strict=True):
+                entries.add_(sign * (rows.double() @ self.mean))
 
     @staticmethod
     def _multiply(transcoder: Transcoder, matrix: Tensor) -> None:
         for weight in (transcoder.W_enc, transcoder.W_skip):
-            if weight is not None:
-                weight.copy_(weight.double() @ matrix)
+            for rows in () if weight is None else weight.split(ROWS_AT_ONCE):
+                rows.copy_(rows.double() @ matrix)
 
 
 class WhitenedSource:

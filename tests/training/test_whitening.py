@@ -1,10 +1,12 @@
 """Whitened coordinates: the same function of x, inputs of another shape, and nothing that is frozen moves."""
 
+import copy
+
 import pytest
 import torch
 
 from fasttc.nn import Transcoder
-from fasttc.training import AdaptOptions, ScratchOptions
+from fasttc.training import AdaptOptions, ScratchOptions, whitening
 from fasttc.training.activations import activation_source
 from fasttc.training.whitening import SHRINKAGE, Coordinates, Whitening
 
@@ -55,6 +57,20 @@ def test_a_transcoder_stays_the_same_function(activation, skip):
         torch.testing.assert_close(tensor, before[name], atol=1e-11, rtol=1e-11)
 
 
+def test_a_wide_encoder_is_rewritten_a_few_rows_at_a_time(monkeypatch):
+    coordinates = Coordinates.of(skewed())
+    whole = Transcoder(6, 10, k=2, skip=True, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_()
+    pieces = copy.deepcopy(whole)
+    coordinates.enter(whole)
+    monkeypatch.setattr(whitening, "ROWS_AT_ONCE", 3)
+    coordinates.enter(pieces)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(pieces.state_dict()[name], tensor, rtol=1e-14, atol=1e-14)
+
+
 def test_tokens_all_alike_are_only_centred():
     x = torch.full((5, 3), 2.0)
     coordinates = Coordinates.of(x)
@@ -69,8 +85,8 @@ def test_a_whitened_source_gives_the_same_tokens_in_other_coordinates(model, dat
     with activation_source(model, default_sites(model)) as source:
         xs, ys = source.read(batch)
         transcoders = [Transcoder(32, 16, k=4) for _ in xs]
-        whitening = Whitening(xs)
-        inside, held = whitening.enter(source, transcoders, xs)
+        coordinates = Whitening(xs)
+        inside, held = coordinates.enter(source, transcoders, xs)
         got, targets = inside.read(batch)
         assert inside.sites == source.sites
         assert inside.own == source.own
@@ -87,9 +103,9 @@ def test_switched_off_nothing_is_touched(model, data):
     xs = [skewed(dtype=torch.float32)]
     transcoder = Transcoder(6, 8, k=2)
     before = transcoder.W_enc.clone()
-    whitening, source = Whitening(xs, active=False), object()
-    inside, held = whitening.enter(source, [transcoder], xs)
-    whitening.leave([transcoder])
+    coordinates, source = Whitening(xs, active=False), object()
+    inside, held = coordinates.enter(source, [transcoder], xs)
+    coordinates.leave([transcoder])
     assert inside is source
     assert held[0] is xs[0]
     assert torch.equal(transcoder.W_enc, before)
