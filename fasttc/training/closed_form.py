@@ -51,7 +51,7 @@ def sample(source: Source, data: TokenData, split: str, batch_size: int, n: int)
     """x and y of about ``n`` tokens of a split at every own site, in its fixed order.
 
     Raises:
-        ValueError: fewer than two usable tokens.
+        ValueError: fewer than two usable tokens; activations that are not finite, with the layer.
     """
     parts = [source.read(b) for b in data.batches(split, batch_size, max_tokens=n)]
     own = range(len(parts[0][0]))
@@ -60,6 +60,11 @@ def sample(source: Source, data: TokenData, split: str, batch_size: int, n: int)
         raise ValueError(
             f"data: expected {split} documents of at least three tokens, got none among the first"
         )
+    for site, x, y in zip(source.sites[source.own], xs, ys, strict=True):
+        if not bool(x.isfinite().all() & y.isfinite().all()):
+            raise ValueError(
+                f"model: expected finite activations, got infinite ones or NaN at layer {site.layer}"
+            )
     return xs, ys
 
 
