@@ -221,5 +221,5 @@ def test_an_unknown_option_is_named(model, data):
 def test_a_model_whose_activations_are_not_finite_is_named(model, data, value):
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
-    with pytest.raises(ValueError, match="model: expected finite activations, .* at layer 1"):
+    with pytest.raises(ValueError, match=r"model: expected finite activations, .* at layer 1"):
         train(model, data, tokens=500, n_features=16, k=2, progress=False)
