@@ -110,13 +110,10 @@ def _of_seeds(data: dict[str, Any]) -> str:
 
 
 def _sweep(data: dict[str, Any]) -> str:
-    """FVU by line, everything else as it is."""
-    rows = [
-        [f"{value:.4f}" if isinstance(value, float) else value for value in row.values()]
-        for row in data["rows"]
-    ]
-    header = [data["sweep"], *list(data["rows"][0])[1:]]
-    return f"{_grid(header, rows)}\n\nFVU on test documents. {source_line(data['environment'])}"
+    """FVU by line: unadapted, adapted, from scratch."""
+    columns = sorted(data["rows"][0].keys() - {"name"}, key=lambda name: (name != "unadapted", name))
+    rows = [[row["name"], *(f"{row[column]:.4f}" for column in columns)] for row in data["rows"]]
+    return f"{_grid([data['sweep'], *columns], rows)}\n\nFVU on test documents. {source_line(data['environment'])}"
 
 
 def _aot(data: dict[str, Any]) -> str:
