@@ -166,7 +166,7 @@ def compare(road: Road, world: Any, tuned: Any, tokenizer: Any, tcs: Any) -> dic
 
     data = open_data(tuned, world.finetune_corpus(20_000, seed=1), tokenizer, context=64)
     made: dict[str, tuple[Any, int, float]] = {"unadapted": (tcs, 0, 0.0)}
-    refits = {"closed form": "only", "PAT": None, "closed form + PAT": "last"}
+    adapted, refits = tcs, {"closed form": "only", "PAT": None, "closed form + PAT": "last"}
     with road.stretch("adapt", "adapting the transcoders to the fine-tuned model (PAT)"):
         for name, refit in refits.items():
             given = {**road.options, **UPDATES, "tokens": BUDGET["adapt"], "refit": refit}
