@@ -33,7 +33,7 @@ class Refits:
     Attributes:
         tokens: of the stream that the first one took.
         first, last: the ridge of every layer, in tokens; None for a layer where the decoder that was there is better
-            on validation tokens; an empty list where there was no refit.
+            on validation tokens, or codes were not finite; an empty list where there was no refit.
     """
 
     tokens: int = 0
@@ -96,17 +96,18 @@ def collect_after(options: TranscoderOptions, updates: int, share: float) -> int
 
 def refit_last(task: TranscoderTask, held_out: Activations, refits: Refits) -> None:
     """Puts the best decoders for the codes of the training in place, and notes their ridges."""
-    if task.sums and task.sums[0].finite:
+    if task.sums:
         refits.last = _refit_all(task.transcoders, task.sums, held_out)
 
 
 def _refit_all(
     transcoders: Sequence[Transcoder], sums: Sequence[DecoderSums], held_out: Activations
 ) -> list[float | None]:
-    found = []
-    for transcoder, total, x, y in zip(transcoders, sums, *held_out, strict=True):
-        found.append(refit(transcoder.eval(), total, x, y))
-    return found
+    """The ridge of every layer; a layer whose codes overflowed (it diverged) keeps the decoder that is there."""
+    return [
+        refit(transcoder.eval(), total, x, y) if total.finite else None
+        for transcoder, total, x, y in zip(transcoders, sums, *held_out, strict=True)
+    ]
 
 
 def held_out_watch(

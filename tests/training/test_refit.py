@@ -1,6 +1,8 @@
 """The closed form against its definition in dense float64, and what it does for a training."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from fasttc.nn import Transcoder
 from fasttc.ops import SparseActs
 from fasttc.training import Interrupted, adapt, finetune_ffn, train
+from fasttc.training.closed_form import Refits, refit_last
 from fasttc.training.gram import Gram, padded
 from fasttc.training.refit import CG_TOLERANCE, DecoderSums, conjugate_gradients, refit
 
@@ -167,6 +170,21 @@ def test_a_run_with_refits_resumes_to_the_same_bits(pair, data, tmp_path, interr
     for one, two in zip(whole, resumed, strict=True):
         same_tensors(dict(one.state_dict()), dict(two.state_dict()))
     assert again.refits == report.refits
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_layer_that_diverged_keeps_its_decoder_and_the_other_is_refitted(broken):
+    tc, x, y = problem()
+    layers = [tc, problem()[0]]
+    before = layers[broken].W_dec.clone()
+    sums = [added(layer, x, y) for layer in layers]
+    sums[broken].add(layers[broken].encode(x), x, torch.full_like(y, math.inf))
+    task: Any = SimpleNamespace(transcoders=layers, sums=sums)
+    found = Refits()
+    refit_last(task, ([x, x], [y, y]), found)
+    assert found.last[broken] is None
+    assert found.last[1 - broken] is not None
+    assert torch.equal(layers[broken].W_dec, before)
 
 
 @pytest.mark.parametrize(
