@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fasttc.cli._carry_over import carried_over
-from fasttc.cli._common import Run, load_model, load_transcoders, placement_options, verb
+from fasttc.cli._common import Run, is_first, load_model, load_transcoders, placement_options, verb
 from fasttc.cli._data import data_options
 from fasttc.cli._training import costs, layer_table, training_options, transcoder_options
 
@@ -62,6 +62,8 @@ def command(
         **training,
         **fitting,
     )
+    if not is_first():  # of several processes one measures and prints
+        return
     file = out.with_name(f"{out.name}.run") / "features.csv"
     carried, shown = carried_over(language_model, base, tcs, opened, file, split="validation", tokens=16_384)
     result = {"out": str(out), **report.to_dict(), **carried}

@@ -105,6 +105,12 @@ def test_several_processes_train_what_one_does(launch, tmp_path, kind, size):
     _succeeds(launch(kind, "several", size))
     one, several = _result(tmp_path / "one"), _result(tmp_path / "several")
     assert one
+    if kind.startswith("adapt"):  # only the first process measures what carried over
+        assert (tmp_path / "several.run" / "features.csv").is_file()
+        printed = [(tmp_path / f"several.{rank}.log").read_text() for rank in range(size)]
+        assert ["verdict" in text or "kept" in text for text in printed] == [
+            rank == 0 for rank in range(size)
+        ]
     _assert_equal_to_rounding(several, one)
     reports = [
         json.loads((tmp_path / f"{out}.run" / "report.json").read_text()) for out in ("one", "several")
