@@ -118,7 +118,8 @@ def diff(
         All changes. Deterministic.
 
     Raises:
-        ValueError: another prompt or number of layers, a negative number.
+        ValueError: another prompt or number of layers, numbers that are a transcoder's feature in one graph and an
+            adapter's in the other, a negative number.
     """
     if paths < 0 or least_change < 0:
         raise ValueError(f"paths, least_change: expected numbers >= 0, got {paths} and {least_change}")
@@ -128,6 +129,7 @@ def diff(
         raise ValueError("tuned: expected the graph of the same prompt, got other tokens")
     if one.n_layers != two.n_layers:
         raise ValueError(f"tuned: expected {one.n_layers} layers as in base, got {two.n_layers}")
+    check_owners(one, two)
     trusted = None if carried is None else set(carried)
     sides = _side(whole[0], trusted, "base"), _side(whole[1], trusted, "tuned")
     names = _names(sides)
@@ -137,6 +139,24 @@ def diff(
         paths=_path_changes(sides, names, paths, least_change) if paths else [],
         supernodes=_supernode_changes(sides, names, supernodes, least_change) if supernodes else [],
     )
+
+
+def check_owners(base: Graph, tuned: Graph) -> None:
+    """Whether the number of a feature says in both graphs whether it is a transcoder's or an adapter's.
+
+    Raises:
+        ValueError: graphs of which one has adapters where the other has a transcoder's features.
+    """
+    firsts = [graph.metadata.get("adapters_from") for graph in (base, tuned)]
+    clash = None not in firsts and firsts[0] != firsts[1]
+    for first, other in zip(firsts, (tuned, base), strict=True):
+        if first is not None and None in firsts:
+            clash |= any(index >= first[layer] for layer, _, index in other.features.tolist())
+    if clash:
+        raise ValueError(
+            "tuned: expected adapters beside transcoders of the same width as in base, got numbers that are a "
+            "transcoder's feature in one graph and an adapter's in the other"
+        )
 
 
 def _side(pruned: PrunedGraph, trusted: set[Feature] | None, owner: str) -> _Side:

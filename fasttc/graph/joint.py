@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from fasttc.graph.diff import Feature
+from fasttc.graph.diff import Feature, check_owners
 from fasttc.graph.export import graph_json
 from fasttc.graph.graph import Graph
 from fasttc.graph.pruned import PrunedGraph
@@ -25,11 +25,13 @@ def joint_json(
     Args:
         base, tuned: graphs of one prompt, pruned at 0.8 / 0.98 if they are whole.
         slug: name of the joint graph.
-        carried: features that mean the same in both; others are two nodes, the base's with ``_base`` after its id.
+        carried: transcoders' features that mean the same in both; others are two nodes, the base's with ``_base``
+            after its id.
 
     Raises:
-        ValueError: another prompt, or a slug that cannot name a file.
+        ValueError: another prompt, owners as in :func:`fasttc.graph.diff`, or a slug that cannot name a file.
     """
+    check_owners(*(graph.graph if isinstance(graph, PrunedGraph) else graph for graph in (base, tuned)))
     contents = [graph_json(graph, slug=slug) for graph in (base, tuned)]
     if contents[0]["metadata"]["prompt_tokens"] != contents[1]["metadata"]["prompt_tokens"]:
         raise ValueError("tuned: expected the graph of the same prompt, got other tokens")
@@ -45,7 +47,7 @@ def _part(content: dict[str, Any], carried: set[Feature]) -> None:
     """Renames the features that are not carried over."""
     names = {}
     for node in content["nodes"]:
-        if node["feature_type"] == "cross layer transcoder":
+        if node["feature_type"] == "cross layer transcoder" and node.get("owner") != "adapter":
             layer, index, _ = map(int, node["node_id"].split("_"))
             if (layer, index) not in carried:
                 names[node["node_id"]] = node["node_id"] + "_base"

@@ -20,6 +20,7 @@ import torch
 
 from fasttc._files import atomic_file
 from fasttc.graph import KINDS, Graph, PrunedGraph, Scores, node_ids
+from fasttc.graph.diff import check_owners
 from fasttc.graph.names import feature_numbers
 from fasttc.report.evidence import FeatureFolder
 
@@ -70,7 +71,8 @@ def page_data(
         name: what the page calls the graph when it saves something about it.
 
     Raises:
-        ValueError: the two graphs are not of the same prompt or differ in their number of layers.
+        ValueError: the two graphs are not of the same prompt, differ in their number of layers, or have owners as
+            ``fasttc.graph.diff`` refuses them.
     """
     parts = [_embedded(graph)] if base is None else [_embedded(graph), _embedded(base)]
     first = parts[0][0]
@@ -80,6 +82,7 @@ def page_data(
                 f"base: expected a graph of the same prompt and model shape ({first.n_tokens} tokens, "
                 f"{first.n_layers} layers), got {other.n_tokens} tokens, {other.n_layers} layers"
             )
+        check_owners(other, first)
     nodes, numbers = _union([part for part, _ in parts], labels or {}, carried)
     titles = [("graph", "Graph")] if base is None else [("finetuned", "Fine-tuned"), ("base", "Base")]
     return {

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -139,3 +140,22 @@ def test_on_one_canvas_and_in_a_diff_adapters_are_their_own(joint):
     trusted = {change.feature for change in found.nodes if change.feature and change.trusted}
     assert trusted <= {(layer, index) for layer, _, index in _owned(joint)}
     assert trusted
+    again = joint_json(whole, whole, slug="s", carried=set())
+    assert {node["node_id"] for node in again["nodes"] if node["owner"] == "adapter"} == {
+        name for name, own in zip(kept, of_adapters, strict=True) if own
+    }
+
+
+def test_a_number_that_is_another_owners_in_the_other_graph_is_refused(joint):
+    """Adapters alone are numbered from 0, as transcoders are; beside transcoders, from the first that is free."""
+    plain, alone = replace(joint, metadata={}), replace(joint, metadata={"adapters_from": [0, 0, 0]})
+    for pair in ((joint, alone), (alone, joint), (plain, alone), (plain, joint)):
+        for compare in (diff, partial(joint_json, slug="s")):
+            with pytest.raises(
+                ValueError, match="tuned: expected adapters beside transcoders of the same width"
+            ):
+                compare(*pair)
+    beyond = replace(
+        joint, metadata={"adapters_from": [100, 100, 100]}
+    )  # no feature of plain has such a number
+    assert len(diff(plain, beyond).nodes) == len(diff(plain, plain).nodes) > 0

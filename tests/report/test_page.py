@@ -75,6 +75,12 @@ def test_two_graphs_of_different_prompts_are_refused(small):
         page_data(small, base=other)
 
 
+def test_two_graphs_in_which_a_number_has_two_owners_are_refused(small):
+    adapters = replace(small, metadata={"adapters_from": [0] * 4})
+    with pytest.raises(ValueError, match="a transcoder's feature in one graph and an adapter's in the other"):
+        page_data(adapters, base=small)
+
+
 def test_a_pruned_graph_is_shown_whole(small):
     pruned = small.prune(0.7, 0.9)
     (own,) = page_data(pruned)["graphs"]
