@@ -24,7 +24,7 @@ def read_verdicts(path: Path) -> dict[tuple[int, int], str]:
     """What a table written by :func:`carried_over` says of each feature, by (layer, index).
 
     Raises:
-        ValueError: no such file, or another table.
+        ValueError: no such file, another table, or a line that is broken off.
     """
     if not path.is_file():
         raise ValueError(f"--carry-over: expected a table of features, there is no file {path}")
@@ -34,4 +34,12 @@ def read_verdicts(path: Path) -> dict[tuple[int, int], str]:
             raise ValueError(
                 f"--carry-over: expected columns layer, feature and verdict in {path}, got {rows.fieldnames}"
             )
-        return {(int(row["layer"]), int(row["feature"])): row["verdict"] for row in rows}
+        found: dict[tuple[int, int], str] = {}
+        for row in rows:
+            try:
+                found[int(row["layer"]), int(row["feature"])] = row["verdict"].strip()
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(
+                    f"--carry-over: expected two numbers and a verdict in {path} line {rows.line_num}, got {row}"
+                ) from None
+        return found
