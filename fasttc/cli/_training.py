@@ -50,6 +50,12 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
         help="Closed-form decoders before training, after it, both, or instead of it. Default: the method's.",
     )
     @click.option("--update-tokens", type=int, help="Tokens in one update. Default: the method's.")
+    @click.option(
+        "--whiten/--no-whiten",
+        default=True,
+        show_default=True,
+        help="Encoders learn on centred, half-whitened inputs; the result is an ordinary transcoder either way.",
+    )
     @click.option("--buffer", default=1, show_default=True, help="Batches held in memory and mixed.")
     @click.option(
         "--patience", type=int, help="Stop after so many looks (of twenty) without a better held-out FVU."
@@ -65,12 +71,14 @@ def transcoder_options(function: Callable[..., None]) -> Callable[..., None]:
         *args: Any,
         refit: str | None,
         update_tokens: int | None,
+        whiten: bool,
         buffer: int,
         patience: int | None,
         shard_features: bool,
         **options: Any,
     ) -> None:
         chosen: dict[str, Any] = {
+            "whiten": whiten,
             "buffer": buffer,
             "patience": patience,
             "shard_features": shard_features,

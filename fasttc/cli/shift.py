@@ -53,13 +53,14 @@ def command(
     the 95th percentile of shuffled classes; cosines; how well classes are apart (silhouette) before and after.
     """
     from fasttc.analysis import read_classes, representation_shift
+    from fasttc.models import anatomy
 
     documents, labels = read_classes(data, text=text, label=label)
     model, base_model, tokenizer = load_pair(run, target, base)
-    report = representation_shift(model, base_model, documents, labels, tokenizer, seed=run.seed, **options)
-    last = len(report.layers) - 1
+    last = anatomy(model).n_layers
     if layer is not None and layer > last:
         raise ValueError(f"--layer: expected at most {last}, which the final norm reads, got {layer}")
+    report = representation_shift(model, base_model, documents, labels, tokenizer, seed=run.seed, **options)
     chosen = report.layers[last if layer is None else layer]
     if plot is not None:
         from fasttc.report.plots import shift_by_layer

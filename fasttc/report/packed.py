@@ -5,7 +5,6 @@
 gzip-compressed JSON. An empty record is a feature without evidence.
 """
 
-import gzip
 import json
 import struct
 import zlib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "index.json.gz"
-_MOST_BYTES = 64_000_000  # of one feature's JSON, unpacked: more is no evidence but a bomb
+_MOST_BYTES = 64_000_000  # of the index, or of one feature's JSON, unpacked: more is no evidence but a bomb
 
 
 class PackedFiles:
@@ -27,10 +26,18 @@ class PackedFiles:
         self.path = Path(path)
         index = self.path / INDEX
         try:
-            content = json.loads(gzip.decompress(index.read_bytes()))
+            content = json.loads(_unpacked(index.read_bytes()))
             layers = enumerate(content) if isinstance(content, list) else content.items()
             self._layers = {int(layer): _entry(entry) for layer, entry in layers}
-        except (OSError, EOFError, zlib.error, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            zlib.error,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"{index}: expected an index of packed feature files, got a broken one: {error!r}"
             ) from error
@@ -53,7 +60,7 @@ class PackedFiles:
             if length != len(record) - 4:
                 raise ValueError(f"expected a record of {length} bytes, got {len(record) - 4}")
             return json.loads(_unpacked(record[4:]))
-        except (OSError, struct.error, zlib.error, ValueError) as error:
+        except (OSError, struct.error, zlib.error, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{file}: expected the record of feature {layer}/{index}, got a broken one: {error!r}"
             ) from error

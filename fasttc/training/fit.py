@@ -134,7 +134,8 @@ class Fitting:
             transcoders: of the own layers; changed in place.
             trained: names of what will be trained; None: all there is.
         """
-        skip = any(transcoder.skip for transcoder in transcoders)
+        own = any(transcoder.skip for transcoder in transcoders)
+        skip = any(self.source.processes.gather(own))  # of all layers, so that every process decides alike
         self.whitening = Whitening(self.held_out[0], active=self.options.whitens(trained, skip))
         self.inside, xs = self.whitening.enter(self.source, transcoders, self.held_out[0])
         self.held_out = xs, self.held_out[1]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,22 @@ def test_prune_and_export(fasttc, home: Path, tmp_path: Path) -> None:
     exported = json.loads((tmp_path / "json" / "one.json").read_text())
     assert len(exported["nodes"]) == result["after"]["nodes"]
     assert json.loads((tmp_path / "json" / "graph-metadata.json").read_text())["graphs"][0]["slug"] == "one"
+
+
+def test_fitting_options_reach_the_training(fasttc, home: Path, tmp_path: Path) -> None:
+    options = ("--no-whiten", "--refit", "none", "--update-tokens", 32, "--buffer", 2, "--patience", 3)
+    size = ("--features", 32, "-k", 4, "--tokens", 600, "--json")
+    out = tmp_path / "tcs"
+    for verb in (
+        ("train", home / "model", *size[:4]),
+        ("adapt", home / "model", "--transcoders", home / "tcs"),
+    ):
+        code, shown, err = fasttc(*verb, *data(home), *size[4:], *options, "--out", out)
+        assert code == 0, err
+        config = json.loads(shown)["config"]
+        assert (config["whiten"], config["refit"], config["update_tokens"]) == (False, None, 32)
+        assert (config["buffer"], config["patience"]) == (2, 3)
+        shutil.rmtree(out), shutil.rmtree(tmp_path / "tcs.run")
 
 
 def test_finetune_says_when_it_got_worse(fasttc, home: Path, tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_a_record_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="at most 5,000 bytes"):
         folder.find(0, 0)
     assert folder.find(0, 1) is not None
+    (tmp_path / "index.json.gz").write_bytes(gzip.compress(b" " * 9000 + b"[]"))
+    with pytest.raises(ValueError, match=r"index\.json\.gz: .*at most 5,000 bytes"):
+        FeatureFolder(tmp_path)
+
+
+def test_json_nested_without_end_is_refused(tmp_path):
+    nested = b"[" * 100_000
+    packed = zlib.compress(nested)
+    folder = FeatureFolder(write_packed(tmp_path, [struct.pack("<I", len(packed)) + packed]))
+    with pytest.raises(ValueError, match="feature 0/0, got a broken one"):
+        folder.find(0, 0)
+    (tmp_path / "index.json.gz").write_bytes(gzip.compress(nested))
+    with pytest.raises(ValueError, match="expected an index of packed feature files"):
+        FeatureFolder(tmp_path)
 
 
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path):
