@@ -3,7 +3,9 @@
 ``min_W,b sum_t ||y_t - a_t W - b||^2 + sum_f λ_f ||W_f - W0_f||^2`` shrinks towards the decoder that is there (W0: the
 base's, or what training has reached), with ``λ_f = ridge * m_f``, m_f the mean square of feature f where it is active:
 W0 counts for as much as ``ridge`` tokens on which the feature fires. This does not depend on the units of the codes,
-and a feature that hardly fires keeps its row. With a skip connection x joins the codes.
+and a feature that hardly fires keeps its row. With a skip connection x joins the codes. m_f is at least
+:data:`LEAST_UNIT` of the features' mean: rows that explain a residual r by a few tiny codes a would grow as r / a, and
+shout where the feature for once fires as others do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from fasttc.training.gram import DENSE_FEATURES, Gram
 
 RIDGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
 """Weights of the old decoder, in tokens, among which held-out tokens choose; strongest first."""
+LEAST_UNIT = 0.01
+"""Of the features' mean m_f: codes below a tenth of the usual size count as if they were of that size."""
 CG_STEPS, CG_TOLERANCE = 200, 1e-6
 _SUMS = ("targets", "inputs", "sum", "y_sum", "fired")
 
@@ -135,13 +139,13 @@ class DecoderSums:
         return torch.cat([codes, torch.cat([codes_inputs.T, inputs], 1)]) - torch.outer(self._sum, mean)
 
     def _units(self) -> Tensor:
-        """Mean square of every regressor where it is not zero, [F + D]; of those never seen the mean of the others."""
+        """m of every regressor, [F + D]; of those never seen the mean of the others."""
         fired = torch.cat([self._fired, self._fired.new_full((self.skip,), float(self.tokens))])
         squares = torch.cat([self._gram.diagonal(), self._inputs[self.n_features :].diagonal()])
         unit = squares / fired.clamp(min=1)
         seen = unit > 0
         usual = unit[seen].mean() if bool(seen.any()) else unit.new_ones(())
-        return unit.where(seen, usual)
+        return unit.where(seen, usual).clamp(min=LEAST_UNIT * usual)
 
 
 @torch.no_grad()

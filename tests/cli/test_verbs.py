@@ -144,7 +144,8 @@ def test_fitting_options_reach_the_training(fasttc, home: Path, tmp_path: Path) 
         config = json.loads(shown)["config"]
         assert (config["whiten"], config["refit"], config["update_tokens"]) == (False, None, 32)
         assert (config["buffer"], config["patience"]) == (2, 3)
-        shutil.rmtree(out), shutil.rmtree(tmp_path / "tcs.run")
+        shutil.rmtree(out)
+        shutil.rmtree(tmp_path / "tcs.run")
 
 
 def test_finetune_says_when_it_got_worse(fasttc, home: Path, tmp_path: Path) -> None:

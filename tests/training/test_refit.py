@@ -13,7 +13,7 @@ from fasttc.ops import SparseActs
 from fasttc.training import Interrupted, adapt, finetune_ffn, train
 from fasttc.training.closed_form import Refits, refit_last
 from fasttc.training.gram import Gram, padded
-from fasttc.training.refit import CG_TOLERANCE, DecoderSums, conjugate_gradients, refit
+from fasttc.training.refit import CG_TOLERANCE, LEAST_UNIT, DecoderSums, conjugate_gradients, refit
 
 QUICK = {"batch_size": 8, "progress": False, "validation_tokens": 1000}
 RIDGES = (30.0, 1.0)
@@ -48,7 +48,8 @@ def test_solutions_satisfy_the_normal_equations(activation, skip, dense_features
         Z, old = torch.cat([Z, x], 1), torch.cat([old, tc.W_skip.T.detach()])
     square = Z.square().sum(0) / (Z != 0).sum(0).clamp(min=1)
     assert square[3] == 0
-    unit = square.where(square > 0, square[square > 0].mean())
+    usual = square[square > 0].mean()
+    unit = square.where(square > 0, usual).clamp(min=LEAST_UNIT * usual)
     centred, target = Z - Z.mean(0), y - y.mean(0)
     wanted = centred.T @ (target - centred @ old)
     solver = 1e3 * torch.finfo(torch.float64).eps if dense_features == 40 else CG_TOLERANCE
@@ -81,6 +82,23 @@ def test_gram_is_the_matrix_of_second_moments(layout, dense_features, monkeypatc
     if dense_features == 1:
         with pytest.raises(ValueError, match="expected a Gram matrix held whole, got 50 features as pairs"):
             gram.dense()
+
+
+def test_a_few_tiny_codes_do_not_make_a_huge_row():
+    """|change| <= |residual| / (2 sqrt(ridge LEAST_UNIT m)), whatever the code: here 1e-4, with m about 1."""
+    tc = Transcoder(2, 2, 1, "relu", dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in tc.parameters():
+            parameter.zero_()
+        tc.W_enc.copy_(torch.eye(2))
+    x = torch.zeros(200, 2, dtype=torch.float64)
+    x[:, 0] = torch.rand(200, dtype=torch.float64) + 0.5
+    x[7, 1] = 1e-4
+    y = torch.zeros(200, 1, dtype=torch.float64)
+    y[7] = 1.0
+    usual = float((x[:, 0].square().mean() + 1e-8) / 2)
+    for ridge, found in added(tc, x, y).solutions(tc, (1.0,)):
+        assert abs(float(found.W_dec[1])) <= 1 / (2 * math.sqrt(ridge * LEAST_UNIT * usual))
 
 
 def codes(A: Tensor, padded_rows: bool) -> SparseActs:
