@@ -70,7 +70,7 @@ class Bench:
         batches = list(self.data.batches("train", ROWS, max_tokens=blocks * ROWS * self.data.context))
         started = time.process_time()
         for batch in batches:
-            self.source.model_source.read(batch)
+            self.source.source.read(batch)
         return (time.process_time() - started) / sum(batch.n_tokens for batch in batches)
 
     def fit(

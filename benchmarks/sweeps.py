@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from fasttc._files import atomic_file
-from fasttc.nn import Site, TranscoderSet
-from fasttc.training.activations import Source
-from fasttc.training.distributed import Processes
+from fasttc.nn import TranscoderSet
+from fasttc.training.activations import Source, WrappedSource
 from fasttc.training.packing import TokenBatch
 
 from . import record
@@ -40,29 +39,11 @@ DISTANCES = {  # name -> tokens, learning rate of FTFA
 Line = dict[str, Any]
 
 
-class Inputs:
+class Inputs(WrappedSource):
     """A source whose targets are the inputs: what a sparse autoencoder sees."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    @property
-    def sites(self) -> list[Site]:
-        return self._source.sites
-
-    @property
-    def processes(self) -> Processes:
-        return self._source.processes
-
-    @property
-    def own(self) -> slice:
-        return self._source.own
-
-    def places(self, batch: TokenBatch) -> Tensor:
-        return self._source.places(batch)
-
     def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
-        xs, _ = self._source.read(batch)
+        xs, _ = super().read(batch)
         return xs, xs
 
 

@@ -137,7 +137,38 @@ class ActivationSource:
         )
 
 
-class RememberedSource:
+class WrappedSource:
+    """A source that reads another one; what it makes of that is in :meth:`read` of subclasses.
+
+    Args:
+        source: open for as long as this one is used.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @property
+    def sites(self) -> list[Site]:
+        return self.source.sites
+
+    @property
+    def processes(self) -> Processes:
+        return self.source.processes
+
+    @property
+    def own(self) -> slice:
+        return self.source.own
+
+    def places(self, batch: TokenBatch) -> Tensor:
+        """See :meth:`ActivationSource.places`."""
+        return self.source.places(batch)
+
+    def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`ActivationSource.read`."""
+        return self.source.read(batch)
+
+
+class RememberedSource(WrappedSource):
     """A source that runs the model once for every piece of text and then answers from memory.
 
     For many trainings on one model and one text: the activations of a token depend on its document alone, however
@@ -147,32 +178,16 @@ class RememberedSource:
         source: of the model; open for as long as this one is used.
 
     Attributes:
-        model_source: that source.
+        source: that source.
         seconds: CPU time of this process that the model took.
         nbytes: of the activations in memory.
     """
 
     def __init__(self, source: Source) -> None:
-        self.model_source = source
+        super().__init__(source)
         self.seconds = 0.0
         self.nbytes = 0
         self._kept: dict[bytes, tuple[list[Tensor], list[Tensor]]] = {}
-
-    @property
-    def sites(self) -> list[Site]:
-        return self.model_source.sites
-
-    @property
-    def processes(self) -> Processes:
-        return self.model_source.processes
-
-    @property
-    def own(self) -> slice:
-        return self.model_source.own
-
-    def places(self, batch: TokenBatch) -> Tensor:
-        """See :meth:`ActivationSource.places`."""
-        return self.model_source.places(batch)
 
     def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
         """See :meth:`ActivationSource.read`."""
@@ -186,7 +201,7 @@ class RememberedSource:
     def _run(self, batch: TokenBatch, pieces: Sequence[tuple[bytes, int]]) -> None:
         started = time.process_time()
         lengths = [length for _, length in pieces]
-        xs, ys = ([t.split(lengths) for t in part] for part in self.model_source.read(batch))
+        xs, ys = ([t.split(lengths) for t in part] for part in self.source.read(batch))
         self.seconds += time.process_time() - started
         for i, (key, _) in enumerate(pieces):
             if key not in self._kept:

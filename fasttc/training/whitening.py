@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttc.nn import Site, Transcoder
-from fasttc.training.activations import Source
-from fasttc.training.distributed import Processes
+from fasttc.nn import Transcoder
+from fasttc.training.activations import Source, WrappedSource
 from fasttc.training.packing import TokenBatch
 
 POWER = -0.25
@@ -81,29 +80,15 @@ class Coordinates(NamedTuple):
                 rows.copy_(rows.double() @ matrix)
 
 
-class WhitenedSource:
+class WhitenedSource(WrappedSource):
     """A source whose x are in the coordinates of their layers."""
 
     def __init__(self, source: Source, layers: Sequence[Coordinates]) -> None:
-        self._source, self._layers = source, layers
-
-    @property
-    def sites(self) -> list[Site]:
-        return self._source.sites
-
-    @property
-    def processes(self) -> Processes:
-        return self._source.processes
-
-    @property
-    def own(self) -> slice:
-        return self._source.own
-
-    def places(self, batch: TokenBatch) -> Tensor:
-        return self._source.places(batch)
+        super().__init__(source)
+        self._layers = layers
 
     def read(self, batch: TokenBatch) -> tuple[list[Tensor], list[Tensor]]:
-        xs, ys = self._source.read(batch)
+        xs, ys = super().read(batch)
         return [layer.of_inputs(x) for layer, x in zip(self._layers, xs, strict=True)], ys
 
 
