@@ -26,17 +26,8 @@ from . import record
 from .circuits_scale import LIMITS, elsewhere
 from .circuits_world import CircuitWorld, Feature, Side, matched_sets
 
-EXPLAINED = (
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.35,
-    0.4,
-    0.45,
-    0.5,
-)  # of a concept's variance, by the disease: at least
+EXPLAINED = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+"""Share of a concept's variance, by the disease: at least."""
 CHOOSING = 40  # prompts of each kind on which one of these is chosen
 NODE_THRESHOLDS = (0.8, 0.95)
 JUDGED = 0.95  # graphs of 0.8 have 26 nodes here, half of them tokens: little is left to merge
