@@ -8,12 +8,11 @@ import numpy as np
 
 from fasttc.graph.export import node_ids
 from fasttc.graph.graph import Graph
-from fasttc.graph.influence import Array
+from fasttc.graph.influence import Array, Scores
 from fasttc.graph.merged import MergedGraph, merged_graph
 from fasttc.graph.pruned import PrunedGraph
 from fasttc.graph.quotient import (
     Edges,
-    MergeLoss,
     edges_kept,
     edges_of,
     quotient,
@@ -26,9 +25,7 @@ from fasttc.graph.supernodes import Supernodes
 
 _GRID = 16  # cuts of the tree that are measured before the search closes in on one
 _MOST_NODES = 20_000  # their distances take 1.6 GB
-_PAIRWISE = (
-    2_000  # nodes; in graphs of at most so many, groups of the best cut are merged further, pair by pair
-)
+_PAIRWISE = 2_000  # nodes; in graphs of at most so many, groups of the best cut merge further, pair by pair
 _PAIRS_TRIED = 500
 
 
@@ -52,13 +49,22 @@ class MergeBounds:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {value}")
 
-    def met(self, loss: MergeLoss) -> bool:
-        """Whether a measured loss is within the bounds; not where nothing runs between groups (``nan``)."""
-        return (
-            loss.completeness_kept >= self.completeness
-            and loss.sign_agreement >= self.sign_agreement
-            and loss.edges_kept >= self.edges
-        )
+    def met(self, edges: Edges, group: Array, pruned: Scores) -> bool:
+        """Whether a grouping's loss is within the bounds; not where nothing runs between groups (``nan``).
+
+        What :func:`fasttc.graph.quotient.merge_loss` measures, the cheapest figure first and no more than is needed.
+
+        Args:
+            edges: of the pruned graph; group: number of each node's group, -1 outside.
+            pruned: scores of that graph.
+        """
+        merged = quotient(edges, group)
+        if not edges_kept(merged) >= self.edges:
+            return False
+        scores = quotient_scores(merged, quotient_influence(merged))
+        if not scores.completeness >= self.completeness * pruned.completeness:
+            return False
+        return sign_agreement(edges, group) >= self.sign_agreement
 
 
 def merge(
@@ -172,15 +178,9 @@ def _fewest(tree: _Tree, pruned: PrunedGraph, edges: Edges, nodes: Array, bounds
     """The fewest groups that were found within the bounds: the best cut, then single merges beyond it."""
     scores, group = pruned.scores(), np.full(pruned.graph.n_nodes, -1)
 
-    def within(numbers: Array) -> bool:  # ``bounds.met``, cheapest part first
+    def within(numbers: Array) -> bool:
         group[nodes] = numbers
-        merged = quotient(edges, group)
-        if not edges_kept(merged) >= bounds.edges:
-            return False
-        found = quotient_scores(merged, quotient_influence(merged))
-        if not found.completeness >= bounds.completeness * scores.completeness:
-            return False
-        return sign_agreement(edges, group) >= bounds.sign_agreement
+        return bounds.met(edges, group, scores)
 
     grid = np.unique(np.geomspace(tree.fewest, tree.n, _GRID).round().astype(int)).tolist()
     at = next((i for i, groups in enumerate(grid) if within(tree.cut(groups))), len(grid) - 1)
