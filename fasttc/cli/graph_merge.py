@@ -23,16 +23,16 @@ from fasttc.cli._graphs import read_pruned
 )
 @click.option(
     "--budget",
-    default=0.15,
+    default=0.1,
     show_default=True,
     help="Share of the pruned graph's completeness that merging may lose.",
 )
 @click.option(
-    "--min-agreement", default=0.9, show_default=True, help="Least agreement of signs within supernodes."
+    "--min-agreement", default=0.92, show_default=True, help="Least agreement of signs within supernodes."
 )
 @click.option(
     "--min-edges",
-    default=0.8,
+    default=0.83,
     show_default=True,
     help="Least share of absolute edge weight that does not cancel.",
 )

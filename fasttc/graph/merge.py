@@ -39,9 +39,9 @@ class MergeBounds:
         edges: ``sum |summed edge| / sum |edge|``.
     """
 
-    completeness: float = 0.85
-    sign_agreement: float = 0.9
-    edges: float = 0.8
+    completeness: float = 0.9
+    sign_agreement: float = 0.92
+    edges: float = 0.83
 
     def __post_init__(self) -> None:
         for name in ("completeness", "sign_agreement", "edges"):
