@@ -1,6 +1,7 @@
 """Files that are either whole or absent: everything is written under a temporary name and then renamed."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ def recover_folder(path: str | Path) -> None:
     for retired in sorted(path.parent.glob(f".{path.name}.old-*")):
         if not path.exists():
             os.replace(retired, path)
+
+
+def finite(value: Any) -> Any:
+    """``value``, mappings and sequences and all, with None for numbers that are not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fasttc._files import finite
 from fasttc.models import anatomy, check_pair, evaluating, residuals
 from fasttc.training.data import open_data
 from fasttc.training.documents import Document, read_records, render_fields
@@ -83,7 +84,7 @@ class ShiftReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; None for what is not defined."""
-        return _jsonable(asdict(self))
+        return finite(asdict(self))
 
 
 def read_classes(data: Any, *, text: str, label: str) -> tuple[list[str], list[str]]:
@@ -297,11 +298,3 @@ def _silhouette(points: Tensor, classes: np.ndarray) -> float:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,11 @@
 """What an evaluation found, as data and as a table."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from fasttc._files import finite
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; a number that is not finite becomes None."""
         content = {name: value for name, value in vars(self).items() if name not in ("features", "layers")}
-        return _json({**content, "layers": [asdict(layer) for layer in self.layers]})
+        return finite({**content, "layers": [asdict(layer) for layer in self.layers]})
 
     def __str__(self) -> str:
         """A compact table."""
@@ -129,11 +130,3 @@ class Report:
                 "".join(f"{'-' if v is None else format(v, form):>{width}}" for v, width, form in cells)
             )
         return lines
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
