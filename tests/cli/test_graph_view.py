@@ -58,13 +58,16 @@ def test_serves_until_interrupted(home: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         (*map(str, command), str(tmp_path / "s.json")), stdout=subprocess.PIPE, text=True
     ) as served:
-        assert served.stdout is not None
-        url = served.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            assert answer.read().startswith(b"<!doctype html>")
-        served.send_signal(signal.SIGINT)
-        assert served.wait(timeout=20) == 0
+        try:
+            assert served.stdout is not None
+            url = served.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                assert answer.read().startswith(b"<!doctype html>")
+            served.send_signal(signal.SIGINT)
+            assert served.wait(timeout=20) == 0
+        finally:
+            served.kill()
 
 
 @pytest.mark.parametrize(
