@@ -7,144 +7,48 @@ import pytest
 
 from fasttc.nn import TranscoderSet
 
+TRAIN = ("train", "{home}/model", "--out", "{tmp}/o", "--data")
+OWN = (*TRAIN, "{home}/text.jsonl")
+ATTRIBUTE = ("attribute", "{home}/model", "--out", "{tmp}/g", "--transcoders")
+FEATURES = (
+    "features",
+    "{home}/model",
+    "--transcoders",
+    "{home}/tcs",
+    "--data",
+    "{home}/text.jsonl",
+    "--out",
+    "{tmp}/f",
+)
 BAD = {
     "no model": (("sample", "{tmp}/nothing"), "nothing"),
-    "no data": (
-        ("train", "{home}/model", "--data", "{tmp}/no.txt", "--context", "32", "--out", "{tmp}/o"),
-        "no such file",
-    ),
-    "empty data": (
-        ("train", "{home}/model", "--data", "{tmp}/empty.txt", "--context", "32", "--out", "{tmp}/o"),
-        "is empty",
-    ),
-    "binary data": (
-        ("train", "{home}/model", "--data", "{tmp}/binary.txt", "--context", "32", "--out", "{tmp}/o"),
-        "is binary",
-    ),
-    "k > F": (
-        (
-            "train",
-            "{home}/model",
-            "--data",
-            "{home}/text.jsonl",
-            "--features",
-            "8",
-            "-k",
-            "9",
-            "--out",
-            "{tmp}/o",
-        ),
-        "k: expected at most n_features = 8, got 9",
-    ),
+    "no data": ((*TRAIN, "{tmp}/no.txt", "--context", "32"), "no such file"),
+    "empty data": ((*TRAIN, "{tmp}/empty.txt", "--context", "32"), "is empty"),
+    "binary data": ((*TRAIN, "{tmp}/binary.txt", "--context", "32"), "is binary"),
+    "k > F": ((*OWN, "--features", "8", "-k", "9"), "k: expected at most n_features = 8, got 9"),
     "missing field": (
-        (
-            "train",
-            "{home}/model",
-            "--data",
-            "{home}/text.jsonl",
-            "--context",
-            "32",
-            "--text",
-            "{{body}}",
-            "--out",
-            "{tmp}/o",
-        ),
+        (*OWN, "--context", "32", "--text", "{{body}}"),
         "expected the field 'body' .* it has text",
     ),
-    "long context": (
-        ("train", "{home}/model", "--data", "{home}/text.jsonl", "--context", "65", "--out", "{tmp}/o"),
-        "context: expected at most the model's 64 positions, got 65",
-    ),
-    "no transcoders": (
-        ("attribute", "{home}/model", "--transcoders", "{tmp}", "--prompt", "a", "--out", "{tmp}/g"),
-        "in no known format",
-    ),
-    "two prompts": (
-        ("attribute", "{home}/model", "--transcoders", "{home}/tcs", "--out", "{tmp}/g"),
-        "exactly one of --prompt and --prompt-ids",
-    ),
+    "long context": ((*OWN, "--context", "65"), "context: expected at most the model's 64 positions, got 65"),
+    "no transcoders": ((*ATTRIBUTE, "{tmp}", "--prompt", "a"), "in no known format"),
+    "two prompts": ((*ATTRIBUTE, "{home}/tcs"), "exactly one of --prompt and --prompt-ids"),
     "prompts and a prompt": (
-        (
-            "attribute",
-            "{home}/model",
-            "--transcoders",
-            "{home}/tcs",
-            "--prompts",
-            "{home}/text.jsonl",
-            "--prompt",
-            "a",
-            "--out",
-            "{tmp}/g",
-        ),
+        (*ATTRIBUTE, "{home}/tcs", "--prompts", "{home}/text.jsonl", "--prompt", "a"),
         "--prompts: expected it alone",
     ),
-    "bad ids": (
-        (
-            "attribute",
-            "{home}/model",
-            "--transcoders",
-            "{home}/tcs",
-            "--prompt-ids",
-            "1,x",
-            "--out",
-            "{tmp}/g",
-        ),
-        "token ids separated by commas",
-    ),
-    "long prompt": (
-        (
-            "attribute",
-            "{home}/model",
-            "--transcoders",
-            "{home}/tcs",
-            "--prompt-ids",
-            "2" + ",2" * 64,
-            "--out",
-            "{tmp}/g",
-        ),
-        "65",
-    ),
+    "bad ids": ((*ATTRIBUTE, "{home}/tcs", "--prompt-ids", "1,x"), "token ids separated by commas"),
+    "long prompt": ((*ATTRIBUTE, "{home}/tcs", "--prompt-ids", "2" + ",2" * 64), "65"),
     "not a graph": (("graph", "prune", "{home}/text.jsonl", "--out", "{tmp}/p"), "text.jsonl"),
     "no graph": (("graph", "export", "{tmp}/none.graph", "--out", "{tmp}/p"), "none.graph"),
     "threshold": (
         ("graph", "prune", "{home}/g.graph", "--out", "{tmp}/p", "--node-threshold", "2"),
         "node_threshold",
     ),
-    "which features": (
-        (
-            "features",
-            "{home}/model",
-            "--transcoders",
-            "{home}/tcs",
-            "--data",
-            "{home}/text.jsonl",
-            "--out",
-            "{tmp}/f",
-        ),
-        "exactly one of --features, --graph and --all",
-    ),
-    "bad feature": (
-        (
-            *("features", "{home}/model", "--transcoders", "{home}/tcs", "--data", "{home}/text.jsonl"),
-            *("--features", "1-2", "--out", "{tmp}/f"),
-        ),
-        "LAYER:INDEX pairs",
-    ),
+    "which features": (FEATURES, "exactly one of --features, --graph and --all"),
+    "bad feature": ((*FEATURES, "--features", "1-2"), "LAYER:INDEX pairs"),
     "device": (("inspect", "{home}/tcs", "--device", "abacus"), "--device: expected cpu, cuda"),
-    "resume nothing": (
-        (
-            "train",
-            "{home}/model",
-            "--data",
-            "{home}/text.jsonl",
-            "--context",
-            "32",
-            "--resume",
-            "--out",
-            "{tmp}/o",
-        ),
-        "o.run",
-    ),
+    "resume nothing": ((*OWN, "--context", "32", "--resume"), "o.run"),
     "unknown option": (("inspect", "{home}/tcs", "--colour"), "No such option"),
     "unknown verb": (("explode",), "No such command"),
 }
