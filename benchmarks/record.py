@@ -4,12 +4,15 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 SCHEMA = 1
+COMMAND = [sys.executable, "-m", __package__]
+"""What starts a suite in a process of its own."""
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT.parent.parent / "shared" / "data"  # small models and texts beside a checkout, where there are any
 
@@ -72,6 +75,14 @@ def read(path: Path) -> dict[str, Any]:
 def device_folder(name: str) -> str:
     """Name of a device as a folder: ``NVIDIA H200`` -> ``nvidia-h200``."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def resident(key: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most since the mark was set."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith(key + ":"):
+            return 1024 * int(text.split()[1])
+    raise OSError(f"/proc/self/status: expected a line {key}, found none")
 
 
 def _output(*command: str) -> str | None:

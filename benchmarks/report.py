@@ -13,7 +13,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import adaptation_report, adapters_report, finetuning, record, shift
+from . import record
+from .adaptation import finetuning
+from .adaptation import report as adaptation_report
+from .adapters import report as adapters_report
+from .circuits import shift
 from .plot import bars
 
 BLOCK = re.compile(

@@ -1,3 +1,1 @@
-"""Attribution: speed, memory, scaling and accuracy (``python -m benchmarks attribution --help``)."""
-
-from .suite import main as main
+"""Attribution: speed, memory, scaling and accuracy; influence against measured effects."""

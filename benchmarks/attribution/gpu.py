@@ -26,7 +26,7 @@ from fasttc.attribution.sources import find_sources
 from fasttc.attribution.targets import Resolver
 from fasttc.attribution.trace import Sweep
 from fasttc.benchmarks import record
-from fasttc.benchmarks.roofs import measure_roofs
+from fasttc.benchmarks.ops.roofs import measure_roofs
 from fasttc.models.linear import freeze, layer_weights, unembedding
 
 from . import case

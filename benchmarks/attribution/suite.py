@@ -11,7 +11,6 @@ Everything is measured in a process of its own. Exits with 1 if a target is miss
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def tiny(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def in_process(task: str, arguments: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
     """A task in a process of its own: its name, arguments and results."""
-    command = [sys.executable, "-m", __package__.rpartition(".")[0], "attribution", "task", task]
+    command = [*record.COMMAND, "attribution", "task", task]
     command += ["--folder", str(folder), "--threads", str(threads), "--arguments", json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -18,7 +18,7 @@ import torch
 import fasttc
 from fasttc import Graph
 from fasttc.attribution import attribute_many
-from fasttc.benchmarks.cpu import resident
+from fasttc.benchmarks import record
 
 from . import case, dense_prune
 from .clock import now
@@ -39,9 +39,9 @@ def extra_memory(call: Callable[[], Any]) -> tuple[int, float, Any]:
     with suppress(OSError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier work freed shall not hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = resident("VmRSS")
+    before = record.resident("VmRSS")
     seconds, result = timed(call)
-    return resident("VmHWM") - before, seconds, result
+    return record.resident("VmHWM") - before, seconds, result
 
 
 def _ids(model: Any, tokens: int) -> torch.Tensor:
@@ -175,7 +175,7 @@ def long_prompt(folder: Path, tokens: int, targets: int) -> dict[str, Any]:
         "active": graph.metadata["active_features"],
         "edges": graph.n_edges,
     }
-    return {"tokens": tokens, "seconds": seconds, "extra": extra, "peak": resident("VmHWM"), **sizes}
+    return {"tokens": tokens, "seconds": seconds, "extra": extra, "peak": record.resident("VmHWM"), **sizes}
 
 
 def accuracy(folder: Path, tokens: int) -> dict[str, Any]:

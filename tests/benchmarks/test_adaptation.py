@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from fasttc.benchmarks import adaptation, adaptation_report, adaptation_runs, prediction
-from fasttc.benchmarks.adaptation_costs import Shape, forward_flops, step_flops, training_flops
-from fasttc.benchmarks.adaptation_report import Bound, comparisons, ratio, reach
+from fasttc.benchmarks.adaptation import ledger as adaptation
+from fasttc.benchmarks.adaptation import prediction
+from fasttc.benchmarks.adaptation import report as adaptation_report
+from fasttc.benchmarks.adaptation import runs as adaptation_runs
+from fasttc.benchmarks.adaptation.costs import Shape, forward_flops, step_flops, training_flops
+from fasttc.benchmarks.adaptation.report import Bound, comparisons, ratio, reach
 
 
 def run(mode, tokens, fvu, seed=0, coverage="covered", **more):

@@ -2,7 +2,10 @@
 
 import pytest
 
-from fasttc.benchmarks import adapters, adapters_report, record, report, shift
+from fasttc.benchmarks import record, report
+from fasttc.benchmarks.adapters import report as adapters_report
+from fasttc.benchmarks.adapters import suite as adapters
+from fasttc.benchmarks.circuits import shift
 
 
 def row(pair: str, seed: int, kl: float, *, words: bool) -> dict:

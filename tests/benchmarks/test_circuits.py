@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fasttc.benchmarks.circuits import auc, clustered_bound, judge, notes, random_loss
-from fasttc.benchmarks.circuits_scale import large_graph
+from fasttc.benchmarks.circuits.scale import large_graph
+from fasttc.benchmarks.circuits.suite import auc, clustered_bound, judge, notes, random_loss
 from fasttc.graph import merge
 
 

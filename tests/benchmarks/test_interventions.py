@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fasttc.benchmarks import interventions
+from fasttc.benchmarks.attribution import interventions
 
 
 def test_spearman_with_ties() -> None:

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fasttc.benchmarks import cpu, measure, record, report
+from fasttc.benchmarks import record, report
 from fasttc.benchmarks.__main__ import SUITES
 from fasttc.benchmarks.__main__ import main as benchmarks_main
-from fasttc.benchmarks.competitors import Missing, Run
-from fasttc.benchmarks.registry import REGISTRY, Problem, draw
-from fasttc.benchmarks.roofs import Roofs
+from fasttc.benchmarks.ops import cpu, measure
+from fasttc.benchmarks.ops.competitors import Missing, Run
+from fasttc.benchmarks.ops.registry import REGISTRY, Problem, draw
+from fasttc.benchmarks.ops.roofs import Roofs
 
 TINY = Problem(6, 8, 32, 3)
 ROOFS = Roofs(copy=1e9, gemm={"float32": 1e10})

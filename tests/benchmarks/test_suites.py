@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fasttc.benchmarks import gpu, gpu_targets, record
-from fasttc.benchmarks.registry import REGISTRY
+from fasttc.benchmarks import record
+from fasttc.benchmarks.ops import gpu, gpu_targets
+from fasttc.benchmarks.ops.registry import REGISTRY
 from fasttc.cli.bench import command as bench
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fasttc.benchmarks import aot_inspect
+from fasttc.benchmarks.ops import aot_inspect
 from fasttc.kernels import _launch
 from fasttc.kernels._features import Terms, sort_entries
 from fasttc.kernels.adam import AdamStep, RowState, launch_adam

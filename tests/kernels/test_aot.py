@@ -59,7 +59,7 @@ def test_the_suite_compiles_a_kernel_and_prints_its_footprint(tmp_path):
 def test_the_suite_notices_broken_promises():
     done = python("-c", """
 from dataclasses import replace
-from fasttc.benchmarks.aot_inspect import inspect
+from fasttc.benchmarks.ops.aot_inspect import inspect
 from fasttc.kernels import encode
 from fasttc.kernels._launch import config, config_table
 
@@ -88,7 +88,7 @@ def test_the_suite_refuses_to_check_nothing(arguments, message):
 
 
 def test_the_suite_refuses_to_compile_interpreted_kernels():
-    from fasttc.benchmarks import aot
+    from fasttc.benchmarks.ops import aot
 
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("kernels are compiled here")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttc.benchmarks.aot import cases_of, modules
+from fasttc.benchmarks.ops.aot import cases_of, modules
 from fasttc.kernels._launch import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]

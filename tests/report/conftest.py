@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fasttc.benchmarks.browser import browser, missing, ready
-from fasttc.benchmarks.page import random_graph
+from fasttc.benchmarks.page.browser import browser, missing, ready
+from fasttc.benchmarks.page.speed import random_graph
 from fasttc.graph import Graph
 from fasttc.report import PageServer, page_data
 

@@ -3,7 +3,7 @@
 import base64
 import xml.etree.ElementTree as ET
 
-from fasttc.benchmarks.browser import complaints, ready
+from fasttc.benchmarks.page.browser import complaints, ready
 
 from .conftest import HOSTILE
 from .reader import click_node, features, js, saved, texts, type_into

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fasttc.benchmarks.page import random_graph
+from fasttc.benchmarks.page.speed import random_graph
 from fasttc.graph import Graph
 
 from .reader import element, features, js

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fasttc.benchmarks.browser import complaints, ready
-from fasttc.benchmarks.page import random_graph, whole
+from fasttc.benchmarks.page.browser import complaints, ready
+from fasttc.benchmarks.page.speed import random_graph, whole
 from fasttc.graph import Supernodes, diff, node_ids
 from fasttc.report import FeatureFolder, page_data, write_page
 

@@ -17,8 +17,8 @@ from fasttc.training.memory import estimate
 from fasttc.training.quality import LayerQuality, mean_fvu, measure
 from fasttc.training.scratch import INITIAL_TOKENS, default_lr
 
-from .adaptation_costs import Shape, training_flops
-from .adaptation_world import ROWS
+from .costs import Shape, training_flops
+from .world import ROWS
 
 ADAPTING = ("closed form", "PAT", "closed form + PAT")
 MODES = ("unadapted", *ADAPTING, "scratch")

@@ -9,11 +9,11 @@ is more than 15 % off.
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from fasttc.benchmarks import record
 from fasttc.models import default_sites
 from fasttc.models.build import build_causal_lm
 from fasttc.nn import Transcoder, TranscoderSet
@@ -22,9 +22,6 @@ from fasttc.training.activations import activation_source
 from fasttc.training.adapt import AdaptOptions
 from fasttc.training.closed_form import sample
 from fasttc.training.memory import estimate
-
-from . import record
-from .cpu import resident
 
 LARGEST_ERROR = 0.15
 SHAPES = {  # name -> layers, D, F, K, refit
@@ -56,9 +53,9 @@ def one(name: str, seed: int) -> dict[str, float]:
     options = {"tokens": TOKENS, "batch_size": ROWS, "refit": refit, "validation_tokens": VALIDATION}
     expected = estimate(model, list(tcs), AdaptOptions(**options), CONTEXT)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = resident("VmRSS")
+    before = record.resident("VmRSS")
     adapt(model, tcs, data, progress=False, lr=1e-5, **options)
-    return {"expected": expected.total, "measured": resident("VmHWM") - before, **expected.parts}
+    return {"expected": expected.total, "measured": record.resident("VmHWM") - before, **expected.parts}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,16 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows = []
     for name in SHAPES:
-        command = [
-            sys.executable,
-            "-m",
-            __package__ or "benchmarks",
-            "memory",
-            "--one",
-            name,
-            "--seed",
-            str(options.seed),
-        ]
+        command = [*record.COMMAND, "memory", "--one", name, "--seed", str(options.seed)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         error = found["expected"] / found["measured"] - 1

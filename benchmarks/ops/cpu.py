@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from . import record
+from fasttc.benchmarks import record
+
 from .competitors import Missing
 from .measure import Elsewhere, Row, measure
 from .registry import REGISTRY, Problem, draw
@@ -30,28 +31,19 @@ MEMORY_STEPS = 3
 DISTURBED = 0.1  # cores that other processes may keep busy while ours are timed
 
 
-def resident(key: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most since the mark was set."""
-    for text in Path("/proc/self/status").read_text().splitlines():
-        if text.startswith(key + ":"):
-            return 1024 * int(text.split()[1])
-    raise OSError(f"/proc/self/status: expected a line {key}, found none")
-
-
 def memory_of(name: str, problem: Problem, seed: int) -> int:
     """Bytes that some steps need at most beyond what this process held before the first: weights and batch."""
     step = STEP_MAKERS[name](draw(problem, "cpu", seed), problem.k)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = resident("VmRSS")
+    before = record.resident("VmRSS")
     for _ in range(MEMORY_STEPS):
         step.run()
-    return resident("VmHWM") - before
+    return record.resident("VmHWM") - before
 
 
 def memory_elsewhere(name: str, problem: Problem, seed: int, threads: int) -> int | None:
     """:func:`memory_of` in a process of its own; None where that fails (no /proc, competitor missing)."""
-    module = f"{__package__}"
-    command = [sys.executable, "-m", module, "cpu", "--memory-of", name, "--shape", str(problem)]
+    command = [*record.COMMAND, "cpu", "--memory-of", name, "--shape", str(problem)]
     command += ["--seed", str(seed), "--threads", str(threads)]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -28,12 +28,13 @@ from typing import Any
 import torch
 
 from fasttc import models
+from fasttc.benchmarks import record
 from fasttc.evaluation import Question, evaluate_adapters, evaluate_task, recovery, response_length
 from fasttc.evaluation.words import WordClass, ablation_effect, feature_table, matched_controls
 from fasttc.training import TokenData, finetune, train_adapters
 from fasttc.training.documents import read_documents
 
-from . import adapters_report, record
+from . import report as adapters_report
 
 WORDS = ("patient", "patients", "study", "studies", "group", "groups", "treatment", "results")
 

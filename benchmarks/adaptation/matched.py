@@ -2,7 +2,7 @@
 
     python -m benchmarks matched OUT
 
-OUT is a folder that ``benchmarks/walkthrough.sh`` has written: ``tcs_pat_*.run`` and ``tcs_scratch_*.run``.
+OUT is a folder that ``benchmarks/adaptation/walkthrough.sh`` has written: ``tcs_pat_*.run`` and ``tcs_scratch_*.run``.
 """
 
 import argparse

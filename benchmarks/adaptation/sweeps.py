@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from fasttc._files import atomic_file
+from fasttc.benchmarks import record
 from fasttc.nn import TranscoderSet
 from fasttc.training.activations import Source, WrappedSource
 from fasttc.training.packing import TokenBatch
 
-from . import record
-from .adaptation import FULL
-from .adaptation_runs import Bench
-from .adaptation_world import Size, World
+from .ledger import FULL
+from .runs import Bench
+from .world import Size, World
 
 ADAPT = {"lr": 0.25, "update_tokens": 64, "refit": "last"}
 SCRATCH = {"lr": 1.0, "update_tokens": 64, "refit": "last"}

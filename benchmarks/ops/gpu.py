@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from pathlib import Path
 
 import torch
 
-from . import gpu_targets, record
+from fasttc.benchmarks import record
+
+from . import gpu_targets
 
 BUDGET = 460.0  # seconds for all parts
 REHEARSAL_BUDGET = 3600.0  # the interpreter shares its CPU with who knows what
@@ -73,7 +74,7 @@ TINY = ("6,16,32,4,float32",)  # of a rehearsal: the interpreter needs a millise
 
 def command(part: Part, out: Path, device: str, rehearse: bool, seed: int) -> list[str]:
     """What a part runs."""
-    words = [sys.executable, "-m", f"{__package__}", "ops", "--op", part.op, "--device", device]
+    words = [*record.COMMAND, "ops", "--op", part.op, "--device", device]
     words += ["--seconds", str(0.01 if rehearse else part.seconds), "--seed", str(seed)]
     words += ["--out", str(out / f"{part.name}.json")]
     for shape in TINY if rehearse else part.shapes:

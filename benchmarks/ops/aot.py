@@ -24,13 +24,13 @@ import torch
 import triton
 
 from fasttc import kernels
+from fasttc.benchmarks import record
 from fasttc.kernels._launch import ARCHITECTURES, AotCase
 
-from . import record
 from .aot_inspect import Footprint, identity, inspect
 
 WIDTHS = (2304, 3584, 2305)
-RESULTS = Path(__file__).parent / "results/aot"
+RESULTS = record.ROOT / "results/aot"
 
 
 @dataclass

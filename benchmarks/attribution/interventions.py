@@ -19,8 +19,7 @@ from torch import Tensor
 import fasttc
 from fasttc import models
 from fasttc.attribution import Intervention, intervene
-
-from . import record
+from fasttc.benchmarks import record
 
 PUBLISHED = 0.72
 PROMPT_TOKENS = (12, 40)  # shortest and longest prompt

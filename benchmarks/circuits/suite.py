@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fasttc.benchmarks import record
 from fasttc.evaluation.causal import disease_swap
 from fasttc.graph import Graph, MergedGraph, PrunedGraph, concept_nodes, feature_changes, mechanism, merge
 from fasttc.graph.mechanism import bootstrap_draws
 from fasttc.graph.quotient import edges_of, merge_loss
 
-from . import record
-from .circuits_scale import LIMITS, elsewhere
-from .circuits_world import CircuitWorld, Feature, Side, matched_sets
+from .scale import LIMITS, elsewhere
+from .world import CircuitWorld, Feature, Side, matched_sets
 
 EXPLAINED = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 """Share of a concept's variance, by the disease: at least."""

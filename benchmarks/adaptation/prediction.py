@@ -15,7 +15,7 @@ from fasttc.nn import Transcoder
 from fasttc.training.adapt import AdaptOptions
 from fasttc.training.memory import estimate
 
-from .adaptation_costs import Shape, adam_flops, forward_flops, step_flops
+from .costs import Shape, adam_flops, forward_flops, step_flops
 
 GEMMA = Shape(
     layers=26, d_in=2304, n_features=16_384, k=64, matrices=26 * (2 * 2304 * 2048 + 2 * 2304 * 1024 + 3 * 2304 * 9216),

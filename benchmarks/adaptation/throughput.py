@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttc.benchmarks import record
 from fasttc.nn import Transcoder
 from fasttc.training.transcoding import Objective, TranscoderTask
-
-from . import record
 
 LAYERS, D, N_FEATURES, K = 6, 256, 8192, 32
 TARGET = 2.5

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from fasttc._files import atomic_file
+from fasttc.benchmarks import record
 
-from . import adaptation_report, record
-from .adaptation_runs import MODES, REFITS, SEARCHED, START, START_ADAPTING, Bench, Cell, Config
-from .adaptation_world import Size, World
+from . import report as adaptation_report
+from .runs import MODES, REFITS, SEARCHED, START, START_ADAPTING, Bench, Cell, Config
+from .world import Size, World
 
 
 @dataclass(frozen=True)

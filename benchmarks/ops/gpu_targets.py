@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import record
+from fasttc.benchmarks import record
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import record
+from fasttc.benchmarks import record
 
 if TYPE_CHECKING:
-    from .circuits_world import CircuitWorld
+    from .world import CircuitWorld
 
 GROUPS = ("rare", "common, drug changed", "common, drug as before")
 FIGURES = ("shift", "own", "own_by_chance", "cosine")
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=record.ROOT / "results/cpu/shift.json")
     options = parser.parse_args(arguments)
-    from .circuits_world import CircuitWorld
+    from .world import CircuitWorld
 
     torch.set_num_threads(options.threads)
     rows = []

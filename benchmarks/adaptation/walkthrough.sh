@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole road on a real model and real text, by the command line alone; docs/walkthrough.md shows its output.
 #
-#   bash benchmarks/walkthrough.sh DATA OUT
+#   bash benchmarks/adaptation/walkthrough.sh DATA OUT
 #
 # DATA holds models/stories260K (a Hugging Face folder) and pubmedqa/ori_pqal.json; OUT is a new folder.
 set -euo pipefail

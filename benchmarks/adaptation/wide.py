@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from fasttc.benchmarks import record
 from fasttc.models.build import build_causal_lm
 from fasttc.nn import TranscoderConfig, io
 from fasttc.training import ShardedTranscoder, TokenData, train
@@ -27,8 +27,6 @@ from fasttc.training.distributed import processes
 from fasttc.training.memory import estimate
 from fasttc.training.scratch import ScratchOptions
 
-from . import record
-from .cpu import resident
 from .memory import LARGEST_ERROR
 
 D, K, CONTEXT = 64, 32, 128
@@ -54,12 +52,12 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     share = ShardedTranscoder(TranscoderConfig(D, options.features, D, k=K), group, device="meta")
     expected = estimate(model, [share], ScratchOptions(**settings), CONTEXT)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = resident("VmRSS")
+    before = record.resident("VmRSS")
     # Without a checkpoint on the way: writing one copies weights and averages, which the estimate does not count.
     _, report = train(
         model, data, out=options.out, progress=False, checkpoint_every=options.steps, **settings
     )
-    measured = resident("VmHWM") - before
+    measured = record.resident("VmHWM") - before
     return {"rank": group.rank, "features": len(share.W_enc), "expected": expected.total, "measured": measured,
             "error": expected.total / measured - 1, "steps": report.steps, "tokens": report.tokens,
             "seconds": report.seconds, "parts": expected.parts}  # fmt: skip
@@ -77,7 +75,7 @@ def launch(options: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
         "MASTER_PORT": port,
     }
     words = [f"--{name}={getattr(options, name)}" for name in ("features", "steps", "rows", "seed")]
-    command = [sys.executable, "-m", __package__ or "benchmarks", "wide", "--one", *words, f"--out={out}"]
+    command = [*record.COMMAND, "wide", "--one", *words, f"--out={out}"]
     started = [
         subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(options.processes)

@@ -1,6 +1,6 @@
 """The pictures of docs/viewer.md and docs/circuits.md, taken from the page itself in headless Chromium.
 
-bash benchmarks/circuits_walkthrough.sh DATA OUT      makes what they show, and takes them into OUT/images
+bash benchmarks/circuits/walkthrough.sh DATA OUT      makes what they show, and takes them into OUT/images
 python -m benchmarks pictures --walkthrough OUT --out docs/images
 """
 
@@ -17,7 +17,7 @@ from fasttc.graph import MergedGraph, load_graph
 from fasttc.report import FeatureFolder, page_data, with_evidence, write_page
 
 from .browser import browser, complaints, missing, ready
-from .page import random_graph, whole
+from .speed import random_graph, whole
 
 MOST_BYTES = 190_000  # of one picture
 
@@ -65,7 +65,7 @@ document.querySelector('#views input[value=diff]').click(); document.getElementB
 
 
 def shots(folder: Path) -> list[Shot]:
-    """Everything that is shown of a folder that ``circuits_walkthrough.sh`` wrote."""
+    """Everything that is shown of a folder that ``circuits/walkthrough.sh`` wrote."""
 
     def data(name: str, base: str | None = None, features: str | None = None) -> dict[str, Any]:
         graph = load_graph(folder / f"{name}.graph")
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--walkthrough", type=Path, required=True, help="what circuits_walkthrough.sh wrote")
+    parser.add_argument("--walkthrough", type=Path, required=True, help="what circuits/walkthrough.sh wrote")
     parser.add_argument("--only", help="just the picture of this name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import record
-from .adaptation_runs import ADAPTING, MODES
+from fasttc.benchmarks import record
+
 from .matched import tokens_to_reach
+from .runs import ADAPTING, MODES
 
 LEVELS = {  # distance -> FVU at which tokens are compared, by coverage; set before anything was measured here
     ("covered", "mild"): (0.12,),

@@ -1,11 +1,11 @@
-"""CPU micro-benchmarks, for ``pytest benchmarks/test_micro.py`` (needs pytest-benchmark; not part of the tests).
+"""CPU micro-benchmarks, for ``pytest benchmarks/ops/test_micro.py`` (needs pytest-benchmark; not part of the tests).
 
 One small case of each op, ours against dense PyTorch: to see at a glance what a change of ``impl="torch"`` does.
 """
 
 import pytest
 
-from fasttc.benchmarks.registry import REGISTRY, Problem, draw
+from .registry import REGISTRY, Problem, draw
 
 PROBLEM = Problem(256, 128, 4096, 16)
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # From graph to explanation on two prompts, by the command line alone; docs/circuits.md shows its output and pictures.
 #
-#   bash benchmarks/circuits_walkthrough.sh DATA OUT
+#   bash benchmarks/circuits/walkthrough.sh DATA OUT
 #
 # DATA holds models/stories260K (a Hugging Face folder) and pubmedqa/ori_pqal.json; OUT is a new folder, or one whose
 # OUT/world holds the models of an earlier `fasttc bench circuits --folder OUT/world`. Pictures go to OUT/images; those of
 # the page need Chromium.
 set -euo pipefail
-data=$(realpath "${1:?usage: circuits_walkthrough.sh DATA OUT}") out=${2:?usage: circuits_walkthrough.sh DATA OUT}
+data=$(realpath "${1:?usage: walkthrough.sh DATA OUT}") out=${2:?usage: walkthrough.sh DATA OUT}
 mkdir -p "$out/images"
 cd "$out"
 step() { echo; echo "\$ fasttc $*" | sed "s|$data/||g"; fasttc "$@" 2>>stderr.log | sed "s|$data/||g"; }

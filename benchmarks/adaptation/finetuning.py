@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from . import record
+from fasttc.benchmarks import record
 
 METHODS = ("ffn", "all", "lora")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from . import record
+from fasttc.benchmarks import record
+
 from .measure import Row, measure
 from .registry import REGISTRY, Problem
 from .roofs import Roofs, measure_roofs
@@ -79,7 +80,7 @@ def run(
 @contextlib.contextmanager
 def worktree(revision: str) -> Iterator[Path]:
     """A throw-away checkout of ``revision``, with these benchmarks beside it: (folder to run in)/benchmarks."""
-    here = Path(__file__).resolve().parents[1]
+    here = record.ROOT.parent
     with tempfile.TemporaryDirectory() as folder:
         tree, runner = Path(folder) / "tree", Path(folder) / "runner"
         git = ["git", "-C", str(here), "worktree"]
@@ -87,9 +88,8 @@ def worktree(revision: str) -> Iterator[Path]:
         try:
             shutil.rmtree(tree / "benchmarks", ignore_errors=True)
             shutil.copytree(
-                Path(__file__).parent, tree / "benchmarks", ignore=shutil.ignore_patterns("results", "__*__")
+                record.ROOT, tree / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__")
             )
-            shutil.copy(Path(__file__).parent / "__main__.py", tree / "benchmarks")
             runner.symlink_to(tree)
             yield runner
         finally:
@@ -100,7 +100,7 @@ def compare(revision: str, arguments: list[str]) -> int:
     """Runs ours at ``revision`` and here, in turns, each in its own process, and prints the ratio of the medians."""
     with worktree(revision) as base, tempfile.TemporaryDirectory() as results:
         times: dict[str, dict[tuple[str, str], float]] = {"base": {}, "here": {}}
-        places = {"base": base, "here": Path(__file__).resolve().parents[1]}
+        places = {"base": base, "here": record.ROOT.parent}
         for turn in range(2):
             for which, place in places.items():
                 out = Path(results) / f"{which}{turn}.json"

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fasttc.benchmarks import record
 from fasttc.graph import Graph, diff, merge, strongest_paths
-
-from .cpu import resident
 
 LIMITS = {"seconds": 10.0, "bytes": 2 << 30}
 LAYERS, TOKENS, LOGITS = 12, 50, 10
@@ -70,13 +69,13 @@ def measure(what: str, nodes: int, edges: int, seed: int) -> dict[str, Any]:
     found = work[what]()
     seconds = time.process_time() - start
     row = {"operation": what, "nodes": graph.n_nodes, "edges": graph.n_edges, "result": found}
-    return {**row, "seconds": round(seconds, 2), "bytes": resident("VmHWM")}
+    return {**row, "seconds": round(seconds, 2), "bytes": record.resident("VmHWM")}
 
 
 def elsewhere(what: str, nodes: int, edges: int, seed: int) -> dict[str, Any]:
     """:func:`measure` in a process of its own, on one thread."""
     call = f"scale.measure({what!r}, {nodes}, {edges}, {seed})"
-    code = f"import json; from {__package__} import circuits_scale as scale; print(json.dumps({call}))"
+    code = f"import json; from {__package__} import scale; print(json.dumps({call}))"
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-c", code],

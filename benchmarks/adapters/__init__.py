@@ -1,0 +1,1 @@
+"""Transcoder adapters: how much of a fine-tuning a few features hold."""
