@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fasttc import ops
 from fasttc.ops import SparseActs
+from fasttc.ops.segment import transposed
 
 DENSE_FEATURES = 4096
 """Up to so many features the matrix is held whole (128 MiB in float64); above it only pairs that occur together."""
@@ -104,15 +105,25 @@ class Gram:
         return self._sums.new_zeros(self.n_features).index_put_((rows[on],), self._sums[on])
 
     def product(self) -> Callable[[Tensor], Tensor]:
-        """The map ``vectors [F, D] -> A^T A vectors``, in float64, of the sums as they stand."""
+        """The map ``vectors [F, D] -> A^T A vectors``, of the sums as they stand; float64.
+
+        Of a matrix held as pairs the products are made in float32, several times faster: they are right to one part
+        in 10^6 of ``|A^T A| |vectors|``, which is less than an iterative solver leaves.
+        """
         if self.is_dense:
             return self.dense().matmul
         diagonal = self.diagonal()[:, None]
         bounds = torch.arange(self.n_features + 1, device=self._keys.device) * self.n_features
         columns = (self._keys % self.n_features).int()
         row_ptr = torch.searchsorted(self._keys, bounds)
-        upper = SparseActs(self._sums, columns, self.n_features, (self.n_features,), row_ptr)
-        return lambda v: ops.decode(upper, v) + ops.segment(upper, v) - diagonal * v
+        upper = SparseActs(self._sums.float(), columns, self.n_features, (self.n_features,), row_ptr)
+        lower = transposed(upper)
+
+        def product(vectors: Tensor) -> Tensor:
+            narrow = vectors.float()
+            return (ops.decode(upper, narrow) + ops.decode(lower, narrow)).double() - diagonal * vectors
+
+        return product
 
 
 def padded(acts: SparseActs) -> tuple[Tensor, Tensor]:
