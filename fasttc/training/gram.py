@@ -100,9 +100,10 @@ class Gram:
         if self.is_dense:
             return self._sums[:: self.n_features + 1].clone()
         self._merge()
-        rows, columns = self._keys // self.n_features, self._keys % self.n_features
-        on = rows == columns
-        return self._sums.new_zeros(self.n_features).index_put_((rows[on],), self._sums[on])
+        keys = torch.arange(self.n_features, device=self._keys.device) * (self.n_features + 1)
+        place = torch.searchsorted(self._keys, keys)
+        on = torch.searchsorted(self._keys, keys, right=True) > place
+        return self._sums.new_zeros(self.n_features).masked_scatter_(on, self._sums[place[on]])
 
     def product(self) -> Callable[[Tensor], Tensor]:
         """The map ``vectors [F, D] -> A^T A vectors``, of the sums as they stand; float64.

@@ -89,7 +89,7 @@ def _closed_form(transcoders: Sequence[Transcoder], options: TranscoderOptions) 
         else:
             made = options.tokens * _k(t) * (_k(t) + 1) // 2
             gram = (DOUBLE + INDEX) * min(t.n_features * (t.n_features + 1) // 2, made)
-            solving = 2 * gram
+            solving = 4 * gram  # pairs sorted and merged; then both triangles in float32
         kept += gram + DOUBLE * rows * columns
         pairs = min(PAIRS_AT_ONCE, options.batch_size * 128 * _k(t) ** 2)
         passing = max(passing, solving + 5 * DOUBLE * rows * columns, 3 * (DOUBLE + INDEX) * pairs)
