@@ -120,6 +120,28 @@ def _sweep(data: dict[str, Any]) -> str:
     return f"{_grid([data['sweep'], *columns], rows)}\n\nFVU on test documents. {source_line(data['environment'])}"
 
 
+def _memory(data: dict[str, Any]) -> str:
+    """Estimate and peak of every shape."""
+    rows = [
+        [
+            row["shape"],
+            f"{row['expected'] / 1e6:,.0f}",
+            f"{row['measured'] / 1e6:,.0f}",
+            f"{row['error']:+.1%}",
+        ]
+        for row in data["rows"]
+    ]
+    header = ["adaptation", "estimate, MB", "peak, MB", "estimate off by"]
+    return f"{_grid(header, rows)}\n\n{source_line(data['environment'])}"
+
+
+def _throughput(data: dict[str, Any]) -> str:
+    rows = [[row["name"], f"{row['tokens_per_second']:,.0f}"] for row in data["rows"]]
+    sizes = ", ".join(f"{name} {value:,}" for name, value in data["shape"].items())
+    text = f"{data['ratio']:.1f} times as many; {sizes} in an update. {source_line(data['environment'])}"
+    return f"{_grid(['PAT without the forward of the model', 'tokens per second'], rows)}\n\n{text}"
+
+
 def _aot(data: dict[str, Any]) -> str:
     """Per module, the largest registers and shared memory on each architecture."""
     targets = list(dict.fromkeys(row["target"] for row in data["rows"]))
@@ -158,9 +180,11 @@ def rendered(text: str, results: Path) -> str:
             "attribution": _attribution,
             "cpu": _cpu,
             "finetuning": _finetuning,
+            "memory": _memory,
             "ops": _ops,
             "shift": _shift,
             "sweep": _sweep,
+            "throughput": _throughput,
         }
         if data.get("kind") not in tables:
             raise ValueError(f"{path}: expected kind {' or '.join(tables)}, got {data.get('kind')!r}")

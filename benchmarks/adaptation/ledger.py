@@ -34,7 +34,7 @@ class Plan:
         size: of what the runs start from.
         budgets: of each mode, in tokens.
         search, scratch_search: tokens of the searches, adapting and from scratch: the first is for budgets up to the
-            tokens of the second, the second for those above.
+            tokens of the second, and so on, the last for all above it.
         cells: of the adaptations.
         seeds: of initial weights and of the order of the data; model pairs and base transcoders are one each.
     """
@@ -56,7 +56,7 @@ FULL = Plan(
         "scratch": _SCRATCH,
     },
     search=(20_480, 40_960),
-    scratch_search=(81_920, 163_840),
+    scratch_search=(81_920, 163_840, 655_360),
     cells=tuple(
         Cell(distance, coverage, quality)
         for quality in ("long", "short")
