@@ -131,6 +131,8 @@ def ask_command(command: str, features: Sequence[Mapping[str, Any]]) -> dict[Fea
         done = subprocess.run(
             shlex.split(command), input=lines, capture_output=True, text=True, encoding="utf-8"
         )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"judge: expected UTF-8 from {command!r}, got something else: {error}") from error
     except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"judge: expected a program that can be run, got {command!r}: {error}") from error
     if done.returncode:

@@ -98,6 +98,10 @@ def test_a_program_judges(tmp_path):
         ("no-such-program-here", "judge: expected a program that can be run, got 'no-such-program-here'"),
         ("", "judge: expected a program that can be run, got ''"),
         (f"{sys.executable} -c 'raise SystemExit(\"no key\")'", r"ended with 1: no key"),
+        (
+            f"{sys.executable} -c 'import sys; sys.stdout.buffer.write(bytes([255]))'",
+            "judge: expected UTF-8 from .*, got something else: .* byte 0xff",
+        ),
         (f"{sys.executable} -c 'print(1)'", r"judge line 1: expected a JSON object, got '1'"),
         (f"{sys.executable} -c ''", "judge: expected a label for at least one feature, got none"),
     ],
