@@ -27,7 +27,7 @@ step finetune "$model" "${medical[@]}" --tokens 1000000 --lr 1e-3 --out "$out/ft
 #    the search of `fasttc bench adaptation` chose for this case (a severe fine-tuning on text the base never saw).
 step evaluate "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}"
 for tokens in 20000 40000 160000; do
-  step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --lr 0.005 --update-tokens 64 \
+  step adapt "$out/ft" --transcoders "$out/tcs_base" "${medical[@]}" --lr 0.005 --update-tokens 32 \
     --tokens $tokens --out "$out/tcs_pat_$tokens"
 done
 step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_base" "${medical[@]}"
@@ -35,7 +35,7 @@ step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_bas
 # 4. From scratch on the fine-tuned model, every budget its own run with its own schedule, and a closed-form decoder at
 #    the end as PAT has.
 for tokens in 20000 40000 80000 160000 320000 640000; do
-  step train "$out/ft" "${medical[@]}" "${shape[@]}" --lr 0.01 --update-tokens 128 --refit last \
+  step train "$out/ft" "${medical[@]}" "${shape[@]}" --lr 0.01 --update-tokens 64 --refit last \
     --tokens $tokens --out "$out/tcs_scratch_$tokens"
 done
 
