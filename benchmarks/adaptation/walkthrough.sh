@@ -5,6 +5,7 @@
 #
 # DATA holds models/stories260K (a Hugging Face folder) and pubmedqa/ori_pqal.json; OUT is a new folder.
 set -euo pipefail
+source "$(dirname "$0")/../step.sh"
 data=${1:?usage: walkthrough.sh DATA OUT} out=${2:?usage: walkthrough.sh DATA OUT}
 model=$data/models/stories260K
 text='{QUESTION} {CONTEXTS} {LONG_ANSWER}'
@@ -13,8 +14,6 @@ shape=(--features 1024 --k 16 --batch-size 8 --context 128)
 question='Do mitochondria play a role in remodelling lace plant leaves during programmed cell death?'
 mkdir -p "$out"
 start=$SECONDS
-
-step() { echo; echo "\$ fasttc $*" | sed "s|$data/||g; s|$out/||g"; fasttc "$@" 2>>"$out/stderr.log" | sed "s|$data/||g; s|$out/||g"; }
 
 # 1. The base model's own samples are the text its transcoders are trained on.
 step sample "$model" --samples 2500 --tokens 256 --batch-size 250 --out "$out/samples.jsonl"

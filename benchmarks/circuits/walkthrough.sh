@@ -7,10 +7,10 @@
 # OUT/world holds the models of an earlier `fasttc bench circuits --folder OUT/world`. Pictures go to OUT/images; those of
 # the page need Chromium.
 set -euo pipefail
-data=$(realpath "${1:?usage: walkthrough.sh DATA OUT}") out=${2:?usage: walkthrough.sh DATA OUT}
-mkdir -p "$out/images"
+source "$(dirname "$0")/../step.sh"
+mkdir -p "${2:?usage: walkthrough.sh DATA OUT}/images"
+data=$(realpath "$1") out=$(realpath "$2")
 cd "$out"
-step() { echo; echo "\$ fasttc $*" | sed "s|$data/||g"; fasttc "$@" 2>>stderr.log | sed "s|$data/||g"; }
 
 # 1. The clinical world, where the truth is known.
 [ -d world/tcs_pat ] || step bench circuits --folder world --no-scale --out circuits.json
