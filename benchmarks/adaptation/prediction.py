@@ -82,9 +82,11 @@ def seconds(run: Run, shape: Shape = GEMMA) -> dict[str, float]:
 def _closed_form(tokens: float, shape: Shape, rate: float, traffic: float) -> float:
     """Pairs of codes sorted, then conjugate gradients with the full matrix of pairs."""
     pairs = shape.layers * tokens * shape.k * (shape.k + 1) / 2
-    return (
-        16 * SORTS * pairs / traffic + PRODUCTS * shape.layers * 2 * shape.n_features**2 * shape.d_in / rate
-    )
+    return 16 * SORTS * pairs / traffic + _solve_flops(shape) / rate
+
+
+def _solve_flops(shape: Shape) -> float:
+    return PRODUCTS * shape.layers * 2 * shape.n_features**2 * shape.d_in
 
 
 def memory(refit: str | None, shape: Shape = GEMMA) -> tuple[float, str]:

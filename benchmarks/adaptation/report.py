@@ -1,14 +1,15 @@
-"""Reads the runs of the adaptation ledger; writes their JSON, the tables, worst first, and the plot."""
+"""Reads the runs of the adaptation ledger; writes their JSON, the tables, worst first, and the plots."""
 
 import json
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasttc.benchmarks import record
+from fasttc.training.closed_form import HELD_OUT_TOKENS
 
+from .curves import QUALITY, of_cell, plot
 from .matched import tokens_to_reach
 from .runs import ADAPTING, MODES
 
@@ -20,6 +21,13 @@ LEVELS = {  # distance -> FVU at which tokens are compared, by coverage; set bef
 }
 AT_SCRATCH = (163_840, 655_360, 1_310_720)
 """Budgets of training from scratch whose FVU is asked of the adaptations."""
+MEASURED_AT = (40_960, 163_840, 655_360)
+"""Budgets of training from scratch whose other figures are asked of the adaptations, too."""
+HEADLINE = "closed form + PAT"
+PLOTS = {  # file name -> what is drawn: (cost, quality)
+    "ledger": [("tokens", quality) for quality in QUALITY],
+    "ledger_costs": [(cost, "fvu") for cost in ("cpu_seconds", "flops", "peak_bytes")],
+}
 Row = dict[str, Any]
 
 
@@ -33,16 +41,16 @@ class Bound(NamedTuple):
         return f"{'' if self.sign == '=' else self.sign + ' '}{self.value:,.0f}"
 
 
-def reach(fvu: float, runs: Sequence[Row]) -> Bound:
-    """Tokens at which the curve of ``runs`` meets ``fvu``."""
-    points = [(row["tokens"], row["fvu"]) for row in runs]
-    _, found = tokens_to_reach(fvu, points)
+def reach(level: float, runs: Sequence[Row], measure: str = "fvu") -> Bound:
+    """Tokens at which the curve of ``runs`` meets ``level``."""
+    points = [(row["tokens"], row[measure]) for row in runs]
+    _, found = tokens_to_reach(level, points)
     if found is not None:
         return Bound("=", found)
     least = min(points)
-    if least[1] == fvu:
+    if least[1] == level:
         return Bound("=", least[0])
-    return Bound("<", least[0]) if least[1] < fvu else Bound(">", max(points)[0])
+    return Bound("<", least[0]) if least[1] < level else Bound(">", max(points)[0])
 
 
 def ratio(scratch: Bound, adapted: Bound) -> Bound:
@@ -58,33 +66,36 @@ def _cells(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 
 def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For every cell, level, adapting mode and seed: tokens of both sides and their ratio; worst first."""
+    """For every cell, level, adapting mode and seed: tokens of both sides and their ratio.
+
+    ``counted`` is the ratio with the held-out tokens that both sides read on top.
+    """
     found = []
     for coverage, distance, quality in _cells(rows):
         for seed in sorted({row["seed"] for row in rows}):
-            of_seed = [row for row in rows if row["seed"] == seed and row["distance"] == distance]
-            scratch = [row for row in of_seed if row["mode"] == "scratch"]
-            if not scratch:
-                continue
-            levels = [(f"FVU {level:g}", level) for level in LEVELS[coverage, distance]]
-            levels += [
-                (f"scratch at {b:,}", r["fvu"]) for b in AT_SCRATCH for r in scratch if r["budget"] == b
-            ]
-            for name, level in levels:
-                for mode in ADAPTING:
-                    runs = [
-                        r
-                        for r in of_seed
-                        if (r["mode"], r["coverage"], r["quality"]) == (mode, coverage, quality)
-                    ]
-                    if not runs:
-                        continue
-                    sides = reach(level, scratch), reach(level, runs)
+            of_seed = [row for row in rows if row["seed"] == seed]
+            scratch = of_cell(of_seed, "scratch", coverage, distance, quality)
+            for mode in ADAPTING if scratch else ():
+                runs = of_cell(of_seed, mode, coverage, distance, quality)
+                for name, measure, level in _levels(coverage, distance, scratch) if runs else ():
+                    sides = [reach(level, side, measure) for side in (scratch, runs)]
+                    counted = ratio(*(Bound(side.sign, side.value + HELD_OUT_TOKENS) for side in sides))
                     found.append(
-                        {"coverage": coverage, "distance": distance, "quality": quality, "level": name, "fvu": level,
-                         "mode": mode, "seed": seed, "scratch": sides[0], "adapted": sides[1], "ratio": ratio(*sides)}
+                        {"coverage": coverage, "distance": distance, "quality": quality, "level": name,
+                         "measure": measure, "mode": mode, "seed": seed, "scratch": sides[0], "adapted": sides[1],
+                         "ratio": ratio(*sides), "counted": counted}
                     )  # fmt: skip
     return found
+
+
+def _levels(coverage: str, distance: str, scratch: Sequence[Row]) -> Iterator[tuple[str, str, float]]:
+    """(name, measure, value) of all that is compared in a cell."""
+    for level in LEVELS[coverage, distance]:
+        yield f"FVU {level:g}", "fvu", level
+    for measure in QUALITY:
+        for row in scratch:
+            if row["budget"] in (AT_SCRATCH if measure == "fvu" else ()) + MEASURED_AT:
+                yield f"scratch at {row['budget']:,}", measure, row[measure]
 
 
 def _spread(bounds: Sequence[Bound]) -> str:
@@ -98,7 +109,7 @@ def _spread(bounds: Sequence[Bound]) -> str:
 def _times(bounds: Sequence[Bound]) -> str:
     ordered = sorted(bounds, key=lambda bound: bound.value)
     texts = [f"{b.sign if b.sign != '=' else ''} {_short(b.value)} ×".strip() for b in ordered]
-    inside = "" if len(texts) == 1 else f" ({texts[0]} … {texts[-1]})"
+    inside = "" if texts[0] == texts[-1] else f" ({texts[0]} … {texts[-1]})"
     return f"{texts[(len(texts) - 1) // 2]}{inside}"
 
 
@@ -106,40 +117,69 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def ratio_table(
-    found: Sequence[dict[str, Any]], mode: str = "closed form + PAT", quality: str | None = None
-) -> str:
+def ratio_table(found: Sequence[dict[str, Any]], mode: str = HEADLINE, quality: str | None = None) -> str:
     """Markdown: how many times the tokens training from scratch takes, a line per cell and level, worst first."""
+    shown = [r for r in found if r["measure"] == "fvu" and r["level"] not in _ONLY_MEASURED]
+    lines = [
+        "| base saw such text | fine-tuning | base | compared at | scratch, tokens | adapted, tokens | ratio "
+        "| held-out tokens counted |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for (*cell, level), rows in _worst_first(shown, mode, quality):
+        sides = (_spread([r[side] for r in rows]) for side in ("scratch", "adapted"))
+        ratios = (_times([r[name] for r in rows]) for name in ("ratio", "counted"))
+        lines.append(f"| {' | '.join([*_named(*cell), level, *sides, *ratios])} |")
+    return "\n".join(lines)
+
+
+_ONLY_MEASURED = {f"scratch at {budget:,}" for budget in MEASURED_AT if budget not in AT_SCRATCH}
+
+
+def measure_table(
+    found: Sequence[dict[str, Any]], levels: Sequence[int], mode: str = HEADLINE, quality: str | None = None
+) -> str:
+    """Markdown: the ratio by every measure, where the adaptation is to equal training from scratch."""
+    names = {f"scratch at {budget:,}" for budget in levels}
+    shown = [r for r in found if r["level"] in names]
+    lines = [
+        f"| base saw such text | fine-tuning | base | compared at | {' | '.join(QUALITY.values())} |",
+        f"|---|---|---|---|{'---:|' * len(QUALITY)}",
+    ]
+    for (*cell, level), rows in _worst_first(shown, mode, quality):
+        by_measure = [_times([r["ratio"] for r in rows if r["measure"] == measure]) for measure in QUALITY]
+        lines.append(f"| {' | '.join([*_named(*cell), level, *by_measure])} |")
+    return "\n".join(lines)
+
+
+def _worst_first(
+    found: Sequence[dict[str, Any]], mode: str, quality: str | None
+) -> list[tuple[tuple[str, ...], list[dict[str, Any]]]]:
+    """(coverage, distance, quality, level) and its comparisons: first what was not reached, then by the FVU's ratio."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in found:
         if row["mode"] == mode and quality in (None, row["quality"]):
-            name = row["level"]
-            groups.setdefault((row["coverage"], row["distance"], row["quality"], name), []).append(row)
-    ordered = sorted(groups.items(), key=lambda item: statistics.median(r["ratio"].value for r in item[1]))
-    lines = [
-        "| base saw such text | fine-tuning | base | compared at | scratch, tokens | adapted, tokens | ratio |",
-        "|---|---|---|---|---:|---:|---:|",
-    ]
-    for (coverage, distance, quality_, level), rows in ordered:
-        saw = {"covered": "yes", "uncovered": "no"}[coverage]
-        sides = (_spread([r[side] for r in rows]) for side in ("scratch", "adapted"))
-        cells = [saw, distance, quality_, level, *sides, _times([r["ratio"] for r in rows])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            key = (row["coverage"], row["distance"], row["quality"], row["level"])
+            groups.setdefault(key, []).append(row)
+
+    def place(item: tuple[tuple[str, ...], list[dict[str, Any]]]) -> tuple[bool, float]:
+        ratios = [r["ratio"] for r in item[1] if r["measure"] == "fvu"]
+        return all(r.sign != "<" for r in ratios), statistics.median(r.value for r in ratios)
+
+    return sorted(groups.items(), key=place)
+
+
+def _named(coverage: str, distance: str, quality: str) -> list[str]:
+    return [{"covered": "yes", "uncovered": "no"}[coverage], distance, quality]
 
 
 def curve_table(rows: Sequence[Row], distance: str, coverage: str, quality: str) -> str:
     """Markdown: what every mode reaches after how many tokens, the mean over seeds with least and greatest FVU."""
     lines = [
-        "| mode | tokens | FVU | KL | top-1 error | CE replaced | L0 | CPU s | GFLOP | peak MB | seeds |",
+        "| mode | tokens | FVU | KL | top-1 error | CE replaced | L0 | CPU s | GFLOP | MB, estimated | seeds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for mode in MODES:
-        here = [
-            r for r in rows
-            if r["mode"] == mode and r["distance"] == distance
-            and (mode == "scratch" or (r["coverage"], r["quality"]) == (coverage, quality))
-        ]  # fmt: skip
+        here = of_cell(rows, mode, coverage, distance, quality)
         for budget in sorted({r["budget"] for r in here}):
             same = [r for r in here if r["budget"] == budget]
             fvu = [r["fvu"] for r in same]
@@ -164,53 +204,13 @@ def _mean(rows: Sequence[Row], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """FVU against tokens, a panel per cell; every seed a point, lines through their means."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "fasttc"
-    cells = _cells(rows)
-    if not cells:
-        return  # only scratch so far
-    columns = min(4, len(cells))
-    height = math.ceil(len(cells) / columns)
-    figure, axes = pyplot.subplots(
-        height, columns, figsize=(3.6 * columns, 3.2 * height), sharey=True, squeeze=False
-    )
-    for axis, (coverage, distance, quality) in zip(axes.flat, cells, strict=False):
-        for mode, colour in zip(MODES[1:], ("C7", "C1", "C2", "C0"), strict=True):
-            here = [
-                r for r in rows
-                if r["mode"] == mode and r["distance"] == distance
-                and (mode == "scratch" or (r["coverage"], r["quality"]) == (coverage, quality))
-            ]  # fmt: skip
-            axis.plot([r["tokens"] for r in here], [r["fvu"] for r in here], ".", color=colour, markersize=3)
-            means = [[r for r in here if r["budget"] == b] for b in sorted({r["budget"] for r in here})]
-            x, y = ([_mean(same, name) for same in means] for name in ("tokens", "fvu"))
-            axis.plot(x, y, color=colour, label=mode, linewidth=1.2)
-        start = [r["fvu"] for r in rows if (r["mode"], r["distance"], r["coverage"], r["quality"])
-                 == ("unadapted", distance, coverage, quality)]  # fmt: skip
-        for value in start:
-            axis.axhline(value, color="black", linewidth=0.6, linestyle=":")
-        axis.set(xscale="log", yscale="log", title=f"{coverage}, {distance}, base {quality}")
-        axis.title.set_fontsize(8)
-        axis.grid(alpha=0.3, which="both", linewidth=0.4)
-    axes[0][0].set_ylabel("FVU on test documents")
-    for axis in axes[-1]:
-        axis.set_xlabel("tokens processed")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
 def readme(data: dict[str, Any]) -> str:
-    """The README's table: the fixed cells, worst first, all levels."""
-    return ratio_table(comparisons(data["rows"]), quality=data["headline_quality"])
+    """The README's tables: the fixed cells, worst first: all levels of FVU, and one by every measure."""
+    found, quality = comparisons(data["rows"]), data["headline_quality"]
+    return (
+        f"{ratio_table(found, quality=quality)}\n\nThe ratio by other measures than FVU:\n\n"
+        f"{measure_table(found, MEASURED_AT[1:2], quality=quality)}"
+    )
 
 
 def tables(data: dict[str, Any]) -> str:
@@ -224,9 +224,8 @@ def tables(data: dict[str, Any]) -> str:
     ]
     for mode in reversed(ADAPTING):
         parts += [f"### {mode}", "", ratio_table(found, mode), ""]
-    for coverage, distance, quality in sorted(
-        {(r["coverage"], r["distance"], r["quality"]) for r in rows if r["coverage"]}
-    ):
+    parts += ["## By other measures", "", measure_table(found, MEASURED_AT), ""]
+    for coverage, distance, quality in _cells(rows):
         parts += [
             f"## {coverage}, {distance}, base {quality}",
             "",
@@ -239,8 +238,10 @@ def tables(data: dict[str, Any]) -> str:
 READING = (
     "Tokens are tokens processed, repeats counted. Every line is its own run with its own annealed schedule; options "
     "were chosen on validation documents, figures are of test documents. The ratio is the median over seeds, with the "
-    "least and the greatest; < and > where a curve does not reach that far. CPU seconds: of the process, the model's "
-    "forward counted once per token at its measured cost. All transcoders are TopK with the same k."
+    "least and the greatest; < and > where a curve does not reach that far. Every run, from scratch or adapting, also "
+    f"reads {HELD_OUT_TOKENS:,} held-out tokens, for scales, whitening and ridge: the last column counts them. CPU "
+    "seconds: of the process, the model's forward counted once per token at its measured cost. All transcoders are "
+    "TopK with the same k."
 )
 
 
@@ -259,10 +260,17 @@ def write(units: Path, results: Path, quality: str = "long") -> int:
     record.write(results / "ledger.json", head, rows)
     data = record.read(results / "ledger.json")
     (results / "ledger.md").write_text(tables(data) + "\n", encoding="utf-8")
-    try:
-        plot(rows, results / "ledger.svg")
-    except ImportError:
-        print("no plot: pip install 'fasttc[bench]'")
+    _draw(rows, quality, results)
     print(readme(data))
     print(f"\n{len(rows)} runs; written to {results}")
     return 0
+
+
+def _draw(rows: Sequence[Row], quality: str, results: Path) -> None:
+    """The plots, a column for every cell of one quality of the base."""
+    cells = [cell for cell in _cells(rows) if cell[2] == quality]
+    try:
+        for name, panels in PLOTS.items() if cells else ():
+            plot(rows, cells, {panel: QUALITY[panel[1]] for panel in panels}, results / f"{name}.svg")
+    except ImportError:
+        print("no plots: pip install 'fasttc[bench]'")

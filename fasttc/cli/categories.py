@@ -32,7 +32,8 @@ def command(
     """Count features by relevance and correctness, and say what share of the writing each category does.
 
     FEATURES are files that `fasttc features --format lines` wrote. Several of them, such as those of base and adapted
-    transcoders, get one table each by the same labels. A share is that of mean activation times decoder norm.
+    transcoders, get one table each by the same labels, which are of features of the first. A share is that of mean
+    activation times decoder norm.
     """
     from fasttc.analysis import ask_command, feature_categories, read_features, read_labels
 
@@ -43,10 +44,15 @@ def command(
         given = read_labels(labels)
     else:
         given = ask_command(judge or "", next(iter(read.values())))
-    tables = {path: feature_categories(rows, given) for path, rows in read.items()}
     if keep is not None:
         _keep(keep, given)
         run.say(f"wrote {keep}")
+    first, *others = read.items()
+    tables = {first[0]: feature_categories(first[1], given)}
+    for path, rows in others:  # base and adapted need not have all features in common
+        there = {(row["layer"], row["feature"]) for row in rows}
+        known = {place: label for place, label in given.items() if place in there}
+        tables[path] = feature_categories(rows, known)
     result = {path: [category.to_dict() for category in found] for path, found in tables.items()}
     run.finish(
         {"labels": len(given), "categories": result},

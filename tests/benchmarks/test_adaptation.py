@@ -57,14 +57,33 @@ def rows():
 
 def test_every_cell_level_and_seed_is_compared_and_the_worst_stands_first(rows):
     found = comparisons(rows)
-    names = {(r["coverage"], r["level"], r["seed"]) for r in found}
+    names = {(r["coverage"], r["level"], r["measure"], r["seed"]) for r in found}
     levels = {"FVU 0.12", "FVU 0.13", "scratch at 163,840", "scratch at 1,310,720"}
-    assert {level for _, level, _ in names} == levels
-    assert len(found) == len(names) == 2 * 2 * 3
+    assert {level for _, level, measure, _ in names if measure == "fvu"} == levels
+    assert {level for _, level, measure, _ in names if measure == "kl"} == {"scratch at 163,840"}
+    assert len(found) == len(names) == 2 * 2 * (3 + 3)
     table = adaptation_report.ratio_table(found).splitlines()[2:]
     assert len(table) == 6
     assert table[0].startswith("| no |")
-    assert "(" in table[0].split("|")[-2]  # least and greatest of the seeds
+    assert "<" in table[0].split("|")[-2], "what was not reached stands first"
+    assert "(" in table[-1].split("|")[-3], "least and greatest of the seeds"
+
+
+def test_held_out_tokens_are_counted_on_both_sides(rows):
+    one = next(r for r in comparisons(rows) if r["level"] == "scratch at 163,840" and r["measure"] == "fvu")
+    held_out = adaptation_report.HELD_OUT_TOKENS
+    expected = (one["scratch"].value + held_out) / (one["adapted"].value + held_out)
+    assert one["counted"] == ("=", pytest.approx(expected))
+
+
+def test_other_measures_have_a_table(rows):
+    for row in rows:
+        row["kl"] = 2 * row["fvu"]
+    table = adaptation_report.measure_table(comparisons(rows), (163_840,)).splitlines()
+    assert [name.strip() for name in table[0].split("|")[5:-1]] == list(adaptation_report.QUALITY.values())
+    by_fvu, by_kl = (cell.strip() for cell in table[2].split("|")[5:7])
+    assert by_fvu == by_kl
+    assert len(table) == 2 + 2
 
 
 def test_files_are_written_from_units(rows, tmp_path, capsys):

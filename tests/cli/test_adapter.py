@@ -179,14 +179,21 @@ def test_what_features_stand_for_and_their_categories(
     assert alive["examples"][0]["text"].count("«") == 1
     labels.write_text("layer,feature,relevance,correctness\n0,1,medical,right\n3,2,other,-\n")
     keep = tmp_path / "kept.jsonl"
-    again = shutil.copy(lines, tmp_path / "again.jsonl")
+    again = tmp_path / "again.jsonl"  # of another model, which lacks a labelled feature
+    again.write_text("".join(f"{json.dumps(row)}\n" for row in rows if row["id"] != "3:2"))
     code, shown, error = fasttc("categories", lines, again, "--labels", labels, "--keep", keep)
     assert code == 0, error
     assert shown.count("features and share of each layer's strength") == 2
+    kept = keep.read_text()
+    assert kept.count("\n") == 2
     judge = f"{sys.executable} -c 'print(open(\"{keep}\").read())'"
     code, judged, error = fasttc("categories", lines, "--judge", judge, "--json")
     assert code == 0, error
     first = json.loads(judged)["categories"][str(lines)][0]
+    said = tmp_path / "said.jsonl"
+    code, _, error = fasttc("categories", again, "--judge", judge, "--keep", said)
+    assert (code, said.read_text()) == (2, kept), "what a judge said is kept whatever becomes of it"
+    assert "expected features of the table, got 1 others" in error
     assert (first["relevance"], first["features"]) == ("no label", 62)
     for words, message in (
         ((*looked, "--out", lines), "expected --adapters and --base together"),
