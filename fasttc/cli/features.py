@@ -34,8 +34,8 @@ from fasttc.cli._data import data_options
     type=click.Choice(["plain", "packed", "lines"]),
     default="plain",
     show_default=True,
-    help="plain: OUT/SCAN/ID.json for each feature; packed: OUT/index.json.gz and one file per layer; "
-    "lines: one JSON object per line, for a person or a judge.",
+    help="plain: OUT/SCAN/ID.json for each feature; packed: OUT/index.json.gz and one file per layer, in the place "
+    "of an earlier packed set; lines: one JSON object per line, for a person or a judge.",
 )
 @click.option("--split", default="train", show_default=True, help="train, validation or test.")
 @click.option("--tokens", default=1_000_000, show_default=True, help="About how many; 0: the whole split.")
@@ -65,12 +65,15 @@ def command(
     As lines: figures, tokens and the strongest examples as marked text. Next: `fasttc categories`.
     """
     from fasttc.analysis import feature_evidence
+    from fasttc.report.feature_files import check_packed_folder
 
     if not scan or "/" in scan or scan.startswith("."):
         raise ValueError(f"--scan: expected a plain name, got {scan!r}")
     if out.exists() and (kind == "lines") != out.is_file():
         expected, got = ("file", "folder") if kind == "lines" else ("folder", "file")
         raise ValueError(f"--out: expected a {expected} for --format {kind}, {out} is a {got}")
+    if kind == "packed":
+        check_packed_folder(out)
     wanted = _wanted(chosen, graph, everything, adapters is not None)
     language_model, tokenizer, tcs, place = _opened(run, model, transcoders, adapters, base)
     with place:

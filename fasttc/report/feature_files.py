@@ -9,6 +9,7 @@ JSON object per line and feature, for people and judges: figures, tokens, and th
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,9 @@ import numpy as np
 from fasttc._files import atomic_file, atomic_folder
 from fasttc.analysis import Example, FeatureEvidence
 from fasttc.graph.export import feature_number
+from fasttc.report.packed import INDEX
+
+_PACKED = re.compile(r"layer_\d+\.bin|" + re.escape(INDEX))
 
 BINS = 40
 MARKS = "«", "»"
@@ -76,7 +80,12 @@ def write_plain(
 def write_packed(
     folder: str | Path, scan: str, found: Sequence[FeatureEvidence], names: Sequence[str], n_features: int
 ) -> Path:
-    """Writes the packed files of all layers as one folder that takes the place of ``folder``; returns it."""
+    """Writes the packed files of all layers as one folder that takes the place of ``folder``; returns it.
+
+    Raises:
+        ValueError: as :func:`check_packed_folder`; the folder is left as it was.
+    """
+    check_packed_folder(folder)
     by_layer: dict[int, dict[int, FeatureEvidence]] = {}
     for evidence in found:
         by_layer.setdefault(evidence.layer, {})[evidence.index] = evidence
@@ -93,8 +102,23 @@ def write_packed(
                         size = file.write(struct.pack("<I", len(record))) + file.write(record)
                     offsets.append(offsets[-1] + size)
             index.append({"filename": name, "offsets": offsets})
-        (temporary / "index.json.gz").write_bytes(gzip.compress(json.dumps(index).encode(), mtime=0))
+        (temporary / INDEX).write_bytes(gzip.compress(json.dumps(index).encode(), mtime=0))
     return Path(folder)
+
+
+def check_packed_folder(folder: str | Path) -> None:
+    """Whether packed files may take the place of ``folder``: it is absent, empty, or holds packed files alone.
+
+    Raises:
+        ValueError: it holds something else, which would be lost.
+    """
+    found = sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
+    strange = [name for name in found if not _PACKED.fullmatch(name)]
+    if found and (strange or INDEX not in found):
+        raise ValueError(
+            f"{folder}: expected an empty folder or an earlier packed set ({INDEX}, layer_<i>.bin), which is replaced, "
+            f"got a folder with {(strange or found)[0]}"
+        )
 
 
 def _encoded(evidence: FeatureEvidence, names: Sequence[str], scan: str) -> bytes:

@@ -198,6 +198,10 @@ def test_features_of_a_graph_and_by_name(fasttc, home: Path, tmp_path: Path) -> 
     assert code == 0, err
     assert [(row["layer"], row["feature"]) for row in json.loads(out)["features"]] == [(0, 3), (2, 5)]
     assert (tmp_path / "packed" / "index.json.gz").is_file()
+    code, out, err = fasttc(*common, "--features", "0:3", "--format", "packed", "--out", tmp_path / "plain")
+    assert (code, out) == (2, "")
+    assert "expected an empty folder or an earlier packed set" in err.splitlines()[-1]
+    assert len(list((tmp_path / "plain" / "features").iterdir())) == len(rows)
 
 
 @pytest.mark.parametrize("kind", ["graph", "tcs", "model"])

@@ -82,6 +82,23 @@ def test_packed_records_are_found_by_their_offsets(tmp_path):
     assert (folder / "index.json.gz").read_bytes() == first, "not the same bytes from run to run"
 
 
+@pytest.mark.parametrize("strange", ["notes.txt", "set", "layer_0.bin"])
+def test_packed_files_replace_nothing_but_packed_files(tmp_path, strange):
+    folder, found = tmp_path / "out", [_evidence(0, 0)]
+    folder.mkdir()
+    write_packed(folder, "set", found, NAMES, n_features=1)
+    if strange == "set":  # what the plain format writes
+        write_plain(folder, "set", found, NAMES)
+    elif strange == "layer_0.bin":  # without its index
+        (folder / "index.json.gz").unlink()
+    else:
+        (folder / strange).write_text("mine")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match=rf"out: expected an empty folder or .* got a folder with {strange}"):
+        write_packed(folder, "set", found, NAMES, n_features=1)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_lines_show_each_feature_to_a_reader(tmp_path, tiny_tokenizer):
     names = [tiny_tokenizer.decode([i]) for i in range(61)]
     examples = [Example([5, 6, 7], [0.0, 2.5, 1.0], 1), Example([8], [0.5], 0)]
