@@ -1,5 +1,6 @@
 """The page in a real browser: what a reader does, and what is saved, served or as one file."""
 
+import itertools
 import json
 import time
 import xml.etree.ElementTree as ET
@@ -9,7 +10,7 @@ import pytest
 
 from fasttc.benchmarks.page.browser import complaints, ready
 from fasttc.benchmarks.page.speed import random_graph, whole
-from fasttc.graph import Supernodes, diff, node_ids
+from fasttc.graph import Graph, Supernodes, diff, merge_by, node_ids
 from fasttc.report import FeatureFolder, page_data, write_page
 
 from .conftest import HOSTILE
@@ -67,6 +68,67 @@ def test_click_label_group_rename_undo_reload(driver, show, small):
     assert texts(driver, "g.node.group") == []
     chord(driver, Keys.CONTROL, "z")
     assert texts(driver, "g.node.group .name") == ["bonitis"]
+    assert complaints(driver) == []
+
+
+def test_only_what_may_be_merged_is_grouped(driver, show, small):
+    dense = small.dense()
+    dense[small.logit_slice, small.error_slice] = 0.5  # so that errors have influence and are shown
+    graph = Graph.from_dense(
+        dense, features=small.features, activations=small.activations, input_ids=small.input_ids,
+        logit_ids=small.logit_ids, logit_probs=small.logit_probs, n_layers=4,
+    )  # fmt: skip
+    show(graph)
+    kinds = ("feature", "error", "token", "logit")
+    first_two = (
+        "return Object.fromEntries(arguments[0].map((kind) => [kind, "
+        "fasttc.app.scene.nodes.filter((n) => n.kind === kind).slice(0, 2).map((n) => n.key)]))"
+    )
+    js(driver, "fasttc.app.setShares([1, 1])")
+    keys = js(driver, first_two, kinds)
+    group = "fasttc.app.clear(); fasttc.app.selectMany(arguments[0]); fasttc.app.group(arguments[1]);"
+    group += "return document.getElementById('saved').textContent"
+    for one, other in itertools.combinations(kinds, 2):
+        said = js(driver, group, [keys[one][0], keys[other][0]], "mixed")
+        refused = {"error", "logit"} & {one, other}
+        assert texts(driver, "g.node.group .name") == ([] if refused else ["mixed"]), (one, other)
+        if refused:
+            name = "errors" if "error" in refused else "outputs"
+            assert said == f"Not grouped: {name} merge with their like only."
+        else:
+            js(driver, "fasttc.state.ungroup('mixed')")
+    for kind in kinds:
+        js(driver, group, keys[kind], kind)
+    made = js(driver, "return fasttc.state.current.groups")
+    assert [one["name"] for one in made] == list(kinds)
+    groups = Supernodes(groups={one["name"]: tuple(one["members"]) for one in made})
+    merged, missing = merge_by(graph.prune(1.0, 1.0), groups)
+    assert (missing, set(kinds) <= set(merged.names)) == ([], True)
+    js(driver, group, ["group:feature", "group:error"], "mixed")
+    assert "mixed" not in texts(driver, "g.node.group .name")
+
+
+def test_a_group_stays_whole_while_pruning_hides_members(driver, show, small):
+    show(small)
+    js(driver, "fasttc.app.setShares([1, 1])")
+    keys = features(driver, small.n_features)
+    old, other = [keys[0], keys[-1]], keys[1]
+    js(driver, "fasttc.state.group(arguments[0], 'old'); fasttc.app.setShares([0.3, 0.9])", old)
+    assert js(driver, "return fasttc.app.scene.byKey.get('group:old').members.length") == 1
+    js(driver, "fasttc.app.selectMany(['group:old', arguments[0]]); fasttc.app.group('new')", other)
+    (group,) = js(driver, "return fasttc.state.current.groups")
+    assert (group["name"], set(group["members"])) == ("new", {*old, other})
+
+
+@pytest.mark.parametrize("page", [{"open": 5}, {"open": "all"}, {"open": [["a"]], "moved": 7}, None])
+def test_a_broken_look_is_left_out_and_the_groups_stay(driver, show, small, page):
+    keys = node_ids(small)[:2]
+    groups = [{"name": "a", "members": keys}]
+    show(small, state={"schema": "fasttc.supernodes/1", "groups": groups, "page": page})
+    js(driver, "fasttc.app.setShares([1, 1])")
+    assert texts(driver, "g.node.group .name") == ["a"]
+    js(driver, "fasttc.app.toggleGroup({ group: 'a' })")
+    assert js(driver, "return fasttc.state.current.open") == ["a"]
     assert complaints(driver) == []
 
 

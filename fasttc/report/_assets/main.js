@@ -72,10 +72,14 @@ fasttc.app = (() => {
     fasttc.panel.update(app);
   }
 
-  const ids = () => [...app.selection].flatMap((key) => {
-    const node = app.scene.byKey.get(key);
-    return node.members.map((row) => table.id[row]);
-  });
+  const selectedNodes = () => [...app.selection].map((key) => app.scene.byKey.get(key));
+
+  /** Why nodes are not made one group, or null: what is explained of errors or outputs and other nodes has no meaning. */
+  function apart(ids) {
+    const alone = ["error", "logit"], kinds = new Set(ids.map((id) => table.kind[app.rowOf.get(id)]).filter(Boolean));
+    if (kinds.size < 2 || !alone.some((kind) => kinds.has(kind))) return null;
+    return `Not grouped: ${kinds.has("error") ? "errors" : "outputs"} merge with their like only.`;
+  }
 
   Object.assign(app, {
     select(key, add = false, reveal = false) {
@@ -140,11 +144,14 @@ fasttc.app = (() => {
       rebuild();
     },
     togglePins() {
-      if (app.selection.size) state.togglePins(ids());
+      if (app.selection.size) state.togglePins(selectedNodes().flatMap((node) => node.members.map((row) => table.id[row])));
     },
     group(name) {
       if (app.selection.size < 1) return;
-      const made = state.group(ids(), name);
+      const ids = selectedNodes().flatMap((node) => (node.kind === "group" ? state.members(node.group) : [node.id]));
+      const refused = apart(ids);
+      if (refused) return void app.say(refused);
+      const made = state.group(ids, name);
       app.select("group:" + made, false, true);
     },
     ungroup(name) {

@@ -15,7 +15,7 @@ fasttc.state = (() => {
   /** State from the content of a supernode file; throws with one line on what is wrong. */
   function parse(content) {
     if (content?.schema !== SCHEMA) throw new Error(`expected schema ${SCHEMA}, got ${content?.schema}`);
-    const { groups = [], labels = {}, pinned = [], page = {} } = content;
+    const { groups = [], labels = {}, pinned = [] } = content, page = content.page ?? {};
     for (const group of groups)
       if (typeof group?.name !== "string" || !group.name.trim() || !isStrings(group.members) || !group.members.length)
         throw new Error("expected groups with a name and members");
@@ -23,9 +23,9 @@ fasttc.state = (() => {
     const members = groups.flatMap((group) => group.members);
     if (new Set(members).size < members.length) throw new Error("expected every node in one group");
     if (!isStrings(pinned) || !isStrings(Object.values(labels))) throw new Error("expected labels and ids as text");
-    const moved = {};
+    const moved = {}, open = isStrings(page.open) ? [...page.open] : []; // only how it looks: what is broken is left out
     for (const [id, at] of Object.entries(page.moved ?? {})) if (at?.length === 2 && at.every(Number.isFinite)) moved[id] = at;
-    return { groups: structuredClone(groups), labels: { ...labels }, pinned: [...new Set(pinned)], moved, open: page.open ?? [] };
+    return { groups: structuredClone(groups), labels: { ...labels }, pinned: [...new Set(pinned)], moved, open };
   }
 
   /** The content of a supernode file. */
@@ -70,7 +70,10 @@ fasttc.state = (() => {
     return name;
   }
 
-  /** Makes one group of nodes and of the members of groups; returns its name. */
+  /** Ids of all members of a group, also of those that are not shown. */
+  const members = (name) => current.groups.find((group) => group.name === name).members;
+
+  /** Makes one group of nodes; those that were in other groups leave them. Returns its name. */
   function group(ids, name) {
     let made = null;
     change((state) => {
@@ -145,7 +148,7 @@ fasttc.state = (() => {
   }
 
   return {
-    change, content, freeName, group, keep, label, listeners, parse, redo, renameGroup, set: (next) => change((state) => Object.assign(state, next)),
+    change, content, freeName, group, keep, label, listeners, members, parse, redo, renameGroup, set: (next) => change((state) => Object.assign(state, next)),
     start, togglePins, undo, ungroup,
     get current() { return current; },
     get settings() { return settings; },
