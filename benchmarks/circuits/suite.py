@@ -31,6 +31,7 @@ EXPLAINED = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 CHOOSING = 40  # prompts of each kind on which one of these is chosen
 NODE_THRESHOLDS = (0.8, 0.95)
 JUDGED = 0.95  # graphs of 0.8 have 26 nodes here, half of them tokens: little is left to merge
+OF_DEFAULTS = 20  # prompts of each kind whose graphs have the default targets
 RANDOM_MERGES, RANDOM_SETS = 5, 20
 NAMED = 10  # features that the diff names
 LOSS = ("completeness_kept", "replacement_kept", "influence_kept", "sign_agreement", "edges_kept", "internal")
@@ -217,12 +218,14 @@ def judge(result: dict[str, Any]) -> list[str]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """What was measured and is not judged: merging of graphs pruned as usual."""
+    """What was measured and is not judged: merges of graphs pruned as usual, and of those with the default targets."""
+    usual = [row for row in result.get("merging", []) if row["node_threshold"] != JUDGED]
+    more = result.get("merging_default_targets", [])
     return [
-        f"note: pruned at {row['node_threshold']} ({row['nodes']:.0f} nodes), {row['times_fewer']:.2f} times fewer, "
-        f"completeness_kept {row['completeness_kept']:.3f}"
-        for row in result.get("merging", [])
-        if row["node_threshold"] != JUDGED
+        f"note: {targets}, pruned at {row['node_threshold']} ({row['nodes']:.0f} nodes), "
+        f"{row['times_fewer']:.2f} times fewer, completeness_kept {row['completeness_kept']:.3f}"
+        for targets, rows in (("one target", usual), ("default targets", more))
+        for row in rows
     ]
 
 
@@ -237,6 +240,14 @@ def run(home: CircuitWorld, options: argparse.Namespace) -> dict[str, Any]:
         return {**result, "stopped": "the causal check failed: the truth is not in the models"}
     result["mechanism"], graphs = mechanisms(home, options.prompts)
     result["merging"] = [merging(graphs, threshold, home.seed) for threshold in NODE_THRESHOLDS]
+    kinds = (
+        home.world.prompts(kind, OF_DEFAULTS, held_out=True, seed=home.seed)
+        for kind in ("two_hop", "pattern")
+    )
+    graphs = [graph for prompts in kinds for graph in home.base.graphs(prompts, answers=False)]
+    result["merging_default_targets"] = [
+        merging(graphs, threshold, home.seed) for threshold in NODE_THRESHOLDS
+    ]
     result["diff"] = brought_in(home, options.prompts // 2)
     if not options.no_scale:
         result["scale"] = [

@@ -32,12 +32,11 @@ class Side:
     tokenizer: Any
     tcs: TranscoderSet
 
-    def graphs(self, prompts: Iterable[Prompt]) -> Iterator[Graph]:
-        """Graphs of the right drug's logit."""
+    def graphs(self, prompts: Iterable[Prompt], *, answers: bool = True) -> Iterator[Graph]:
+        """Graphs of the right drug's logit, or with the default targets: the likeliest tokens."""
         for prompt in prompts:
-            yield attribute(
-                self.model, self.tcs, prompt.text, tokenizer=self.tokenizer, targets=[prompt.answer]
-            )
+            targets = [prompt.answer] if answers else None
+            yield attribute(self.model, self.tcs, prompt.text, tokenizer=self.tokenizer, targets=targets)
 
     @torch.no_grad()
     def activations(self, ids: Tensor) -> Tensor:

@@ -64,7 +64,10 @@ def test_verdicts_name_what_was_missed():
     }
     unjudged = {"node_threshold": 0.8, "nodes": 26.1, "times_fewer": 4.788, "completeness_kept": 0.93}
     result["merging"].append(unjudged)
-    assert notes(result) == ["note: pruned at 0.8 (26 nodes), 4.79 times fewer, completeness_kept 0.930"]
+    shown = "pruned at 0.8 (26 nodes), 4.79 times fewer, completeness_kept 0.930"
+    assert notes(result) == [f"note: one target, {shown}"]
+    result["merging_default_targets"] = [unjudged]
+    assert notes(result) == [f"note: one target, {shown}", f"note: default targets, {shown}"]
     missed = [text for text in judge(result) if text.startswith("missed: ")]
     assert len(missed) == 5
     for words in (
