@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fasttc._files import atomic_folder, read_json, write_json
 from fasttc.training.distributed import Processes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHARE = ".share."
 """In the names of tensors whose rows are shared out over processes, each with :meth:`Processes.share` of all."""
 _TENSORS, _VALUES = "state.{}.safetensors", "state.json"

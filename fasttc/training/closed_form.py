@@ -95,7 +95,11 @@ def collect_after(options: TranscoderOptions, updates: int, share: float) -> int
 
 
 def refit_last(task: TranscoderTask, held_out: Activations, refits: Refits) -> None:
-    """Puts the best decoders for the codes of the training in place, and notes their ridges."""
+    """Puts the best decoders for the codes of the training in place, and notes their ridges.
+
+    After an early stop the codes are also those of the updates after the best look. Like the older ones they are of
+    an encoder a little away from the one that is kept; held-out tokens decide, as always, whether that helps.
+    """
     if task.sums:
         refits.last = _refit_all(task.transcoders, task.sums, held_out)
 
@@ -116,10 +120,10 @@ def held_out_watch(
     """Looks at the mean FVU on held-out tokens, :data:`LOOKS` times in all; None without ``options.patience``."""
     if options.patience is None:
         return None
-    weights = {
-        stored_name(n, t, name): p
+    tensors = {
+        stored_name(n, t, name): tensor
         for n, t in zip(task.numbers, task.transcoders, strict=True)
-        for name, p in t.named_parameters()
+        for name, tensor in (*t.named_parameters(), *t.named_buffers())
     }
 
     def measure() -> float:
@@ -132,4 +136,4 @@ def held_out_watch(
         whole = [fvu for part in task.processes.gather(found) for fvu in part]
         return sum(whole) / len(whole)
 
-    return Watch(max(1, steps // LOOKS), options.patience, measure, weights)
+    return Watch(max(1, steps // LOOKS), options.patience, measure, tensors)

@@ -200,6 +200,7 @@ class Loop:
                     if logs or stop:
                         self._flush(bar)
                     self._look()
+                    self._in_step = False
                     if due:
                         self._save()
                     if stop:
@@ -233,7 +234,7 @@ class Loop:
             )
 
     def _one_step(self) -> None:
-        self._in_step = True
+        self._in_step = True  # until held-out quality has been looked at too
         batch = self.stream.next()
         for i, part in enumerate(self.task.split(batch, self._step)):
             metrics = self.task.backward(part)
@@ -242,7 +243,6 @@ class Loop:
             self._window.append(metrics)
         self._step += 1
         self._tokens += batch.n_tokens
-        self._in_step = False
 
     def _stop(self, stopped: bool, together: bool) -> bool:
         """Whether to stop now: of several processes all at once, where they look at it together."""
@@ -311,7 +311,7 @@ class Loop:
             self.watch.restore(tensors.under("watch."), values["watch"])
         self._step, self._tokens, self._seconds = values["step"], values["tokens"], values["seconds"]
         self._lowest = math.inf if values["lowest"] is None else values["lowest"]
-        self._last = values["last"]
+        self._last, self._stopped = values["last"], values["stopped"]
         self._saved_at = self._step
         if self.run.processes.first:
             self._cut_log()
@@ -342,6 +342,7 @@ class Loop:
             "seconds": self._seconds,
             "lowest": None if math.isinf(self._lowest) else self._lowest,
             "last": self._last,
+            "stopped": self._stopped,
             "stream": self.stream.state(),
             "task": values,
             "watch": watched[1],

@@ -15,13 +15,13 @@ class Watch:
         every: steps between two looks.
         patience: looks without a new best after which training should stop.
         measure: gives the figure of the weights as they are.
-        parameters: what is kept of the best look (a copy of each, on their device).
+        tensors: what is kept of the best look: parameters and buffers (a copy of each, on their device).
     """
 
     def __init__(
-        self, every: int, patience: int, measure: Callable[[], float], parameters: Mapping[str, Tensor]
+        self, every: int, patience: int, measure: Callable[[], float], tensors: Mapping[str, Tensor]
     ) -> None:
-        self.every, self._patience, self._measure, self._parameters = every, patience, measure, parameters
+        self.every, self._patience, self._measure, self._tensors = every, patience, measure, tensors
         self.best, self.best_step, self._worse = math.inf, 0, 0
         self._kept: dict[str, Tensor] = {}
 
@@ -31,16 +31,17 @@ class Watch:
         found = self._measure()
         if found < self.best:
             self.best, self.best_step, self._worse = found, step, 0
-            self._kept = {name: p.detach().clone() for name, p in self._parameters.items()}
+            for name, tensor in self._tensors.items():  # one by one: never two copies of everything
+                self._kept[name] = tensor.detach().clone()
         else:
             self._worse += 1
         return self._worse >= self._patience
 
     @torch.no_grad()
     def put_back(self) -> bool:
-        """Writes the best weights to the parameters; False when no look has been taken."""
+        """Writes what was kept to where it came from; False when no look has been taken."""
         for name, kept in self._kept.items():
-            self._parameters[name].copy_(kept)
+            self._tensors[name].copy_(kept)
         return math.isfinite(self.best)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -52,4 +53,4 @@ class Watch:
         """Takes over a state."""
         self.best = math.inf if values["best"] is None else values["best"]
         self.best_step, self._worse = values["best_step"], values["worse"]
-        self._kept = {name: t.to(self._parameters[name].device) for name, t in tensors.items()}
+        self._kept = {name: t.to(self._tensors[name].device) for name, t in tensors.items()}

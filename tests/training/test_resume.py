@@ -238,8 +238,8 @@ def test_damaged_checkpoints(tmp_path):
         load_checkpoint(tmp_path / "c")
     save_checkpoint(tmp_path / "c", {}, {"config": {}})
     path = tmp_path / "c" / "state.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
-    with pytest.raises(ValueError, match=r"expected a checkpoint of schema version 2, .* has 99"):
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 99'))
+    with pytest.raises(ValueError, match=r"expected a checkpoint of schema version 3, .* has 99"):
         load_checkpoint(tmp_path / "c")
 
 

@@ -1,5 +1,7 @@
 """Early stops with the best weights, divergence that keeps them, buffers of several batches."""
 
+import re
+
 import pytest
 import torch
 
@@ -63,6 +65,40 @@ def test_stops_resume_to_the_same_bits(model, data, tmp_path, interrupt, same_te
     resumed, again = train(model, data, out=tmp_path / "a", resume=True, **options)
     same_tensors(dict(whole[0].state_dict()), dict(resumed[0].state_dict()))
     assert (again.stopped, again.steps) == (report.stopped, report.steps)
+
+
+def test_a_kill_after_an_early_stop_resumes_to_the_same_bits(
+    model, data, tmp_path, same_tensors, monkeypatch
+):
+    """The checkpoint of the step at which training stopped knows that it did."""
+    options = QUICK | {"tokens": 8000, "lr": 1e-9, "patience": 2, "log_every": 1}
+    whole, report = train(model, data, **options)
+    assert "no better on held-out tokens" in report.stopped
+
+    def kill(*_):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fasttc.training.fit.refit_last", kill)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(model, data, out=tmp_path / "a", checkpoint_every=report.steps, **options)
+    resumed, again = train(model, data, out=tmp_path / "a", resume=True, **options)
+    same_tensors(dict(whole[0].state_dict()), dict(resumed[0].state_dict()))
+    assert (again.stopped, again.steps) == (report.stopped, report.steps)
+
+
+def test_the_best_weights_come_with_their_threshold(model, data):
+    """Of BatchTopK: a buffer, which moves with every batch."""
+    seen = {}
+
+    def note(progress):
+        seen[progress.step] = float(progress.task.transcoders[0].threshold)
+
+    options = QUICK | {"tokens": 8000, "lr": 1e-9, "patience": 2, "activation": "batchtopk"}
+    tcs, report = train(model, data, callbacks=[note], **options)
+    best = int(re.findall(r"after step (\d+)", report.stopped)[0])
+    assert seen[best] != seen[report.steps]
+    assert float(tcs[0].threshold) == seen[best]
 
 
 def test_a_buffer_mixes_batches_and_runs_the_model_on_one_at_a_time(model, data):
