@@ -147,7 +147,7 @@ def train_adapters(
         for adapter in adapters:
             adapter.eval().requires_grad_(True)
         after = _quality(models, adapters, tokens, config)
-    settings = {**config.to_dict(), "lr": lr, "context": tokens.context}
+    settings = {**config.to_dict(), "lr": lr}
     report = AdapterReport(
         **common("adapter", outcome, tokens, config.seed, settings), hybrid=before, adapted=after
     )

@@ -1,5 +1,6 @@
 """Token streams: documents split three ways, packed into blocks, in an order that a seed fixes and a state resumes."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ class TokenData:
         fractions, split_seed: see :func:`split_documents`. Keep ``split_seed`` the same for a base model, its
             fine-tuning and the adaptation, or one will be tested on what another has seen.
         vocab_size: token ids at or above it are refused.
+        text: how records became the documents; for reports alone.
+
+    Attributes:
+        splits: documents by split, as of :func:`split_documents`.
+        fingerprint: of all documents in their order.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class TokenData:
         fractions: Sequence[float] = (0.9, 0.05, 0.05),
         split_seed: int = 0,
         vocab_size: int | None = None,
+        text: str | None = None,
     ) -> None:
         if isinstance(context, bool) or not isinstance(context, int) or context < 2:
             raise ValueError(f"context: expected an int >= 2, got {context!r}")
@@ -104,10 +111,28 @@ class TokenData:
         self.chat = chat
         self.pad_id = pad_id
         self.vocab_size = vocab_size
+        self.fractions = tuple(fractions)
+        self.split_seed = split_seed
+        self.text = text
         self.splits = split_documents(documents, fractions, split_seed)
         self.fingerprint = fingerprint(documents)
         self._tokens: dict[int, np.ndarray] = {}
         self._prompts: dict[int, int] = {}  # leading tokens that are not learned
+
+    def settings(self) -> dict[str, Any]:
+        """How it was read and split, by the names of :class:`fasttc.training.options.TrainingOptions`; JSON types."""
+        fractions = list(self.fractions)
+        return {
+            "text": self.text,
+            "context": self.context,
+            "fractions": fractions,
+            "split_seed": self.split_seed,
+        }
+
+    def identity(self) -> dict[str, str]:
+        """Hashes by which the same documents, and the same split of them, are recognised again."""
+        parts = repr([self.splits[name] for name in SPLITS]).encode()
+        return {"data": self.fingerprint, "splits": hashlib.blake2b(parts, digest_size=16).hexdigest()}
 
     def indices(self, split: str) -> list[int]:
         """Documents of a split; ValueError when the name is unknown or the split is empty."""
@@ -304,4 +329,5 @@ def open_data(
         fractions=fractions,
         split_seed=split_seed,
         vocab_size=getattr(config, "vocab_size", None),
+        text=text,
     )

@@ -75,10 +75,9 @@ def run_loop(
     steps = options.steps(data.context, taken)
     identity = {
         **options.to_dict(),
+        **data.settings(),
+        **data.identity(),
         "lr": lr,
-        "data": data.fingerprint,
-        "context": data.context,
-        "fractions": [len(part) for part in data.splits.values()],
         "model": model_fingerprint(model),
         **(extra or {}),
     }
@@ -178,7 +177,7 @@ class Fitting:
         refit_last(task, self.held_out, self.refits)
         self.whitening.leave(task.transcoders)
         layers = validation_quality(source, task.transcoders, self.data, options)
-        config = {**options.to_dict(), "lr": lr, "context": self.data.context, **(settings or {})}
+        config = {**options.to_dict(), "lr": lr, **(settings or {})}
         report = TranscoderReport(
             **common(self.kind, outcome, self.data, options.seed, config),
             layers=layers,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fasttc.training.data import TokenData
 from fasttc.training.loop import Outcome
 from fasttc.training.quality import LayerQuality, mean_fvu
 
@@ -20,7 +21,7 @@ class Report:
         seconds: in the loop, over all sittings; measurements before and after are not in it.
         documents: how many documents were in each split.
         seed: of the run.
-        config: the options, defaults filled in.
+        config: the options, defaults filled in; text, context and split are those of the data.
         last: metrics averaged over the last steps.
         stopped: why it ended before its budget: the loss diverged at a step, or held-out quality got no better. Empty
             otherwise.
@@ -71,8 +72,8 @@ class TranscoderReport(Report):
         return super().to_dict() | {"fvu": self.fvu, "l0": self.l0} | before
 
 
-def common(kind: str, outcome: Outcome, data: Any, seed: int, config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`Report`."""
+def common(kind: str, outcome: Outcome, data: TokenData, seed: int, config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`Report`; how ``data`` was read and split is what it says itself, not the options."""
     return {
         "kind": kind,
         "steps": outcome.steps,
@@ -81,7 +82,7 @@ def common(kind: str, outcome: Outcome, data: Any, seed: int, config: dict[str, 
         "seconds": outcome.seconds,
         "documents": {split: len(part) for split, part in data.splits.items()},
         "seed": seed,
-        "config": config,
+        "config": {**config, **data.settings()},
         "last": outcome.metrics,
         "stopped": outcome.stopped,
     }

@@ -173,6 +173,19 @@ def test_another_configuration_is_refused_by_name(runner, model, data, tmp_path,
         run(tmp_path / "other", resume=True)
 
 
+def test_another_split_of_the_same_documents_is_another_configuration(model, data, tmp_path, interrupt):
+    """Also where the data comes opened, and options say nothing about its split."""
+    one, two = (type(data)(data.documents, context=16, bos_id=2, split_seed=s, text="{t}") for s in (1, 2))
+    options = OPTIONS | WIDTH | {"tokens": 256, "layers": (0,), "out": tmp_path / "out"}
+    with pytest.raises(Interrupted):
+        train(model, one, callbacks=[interrupt(2)], **options)
+    with pytest.raises(ValueError, match=r"split_seed \(checkpoint 1, now 2\); splits "):
+        train(model, two, resume=True, **options)
+    config = train(model, one, resume=True, **options)[1].config
+    found = [config[name] for name in ("text", "context", "split_seed", "fractions")]
+    assert found == ["{t}", 16, 1, [0.9, 0.05, 0.05]]
+
+
 def test_without_resume_a_run_starts_anew(runner, tmp_path, interrupt, same_tensors):
     run = runner("topk")
     with pytest.raises(Interrupted):
