@@ -1,6 +1,6 @@
 """What the verbs for graphs share: reading them, and naming nodes on the command line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +27,46 @@ def ids_of(graph: Any) -> list[str]:
     """Id of each node of the graph that paths run in; empty for nodes that were not kept."""
     from fasttc.graph import PrunedGraph, node_ids, whole_graph
 
+    ids = node_ids(whole_graph(graph))
     if not isinstance(graph, PrunedGraph):
-        return node_ids(graph)
-    small = graph.compact()
-    ids = [""] * whole_graph(graph).n_nodes
-    kept = small.node_mask.nonzero().squeeze(1).tolist()
-    for node, node_id in zip(kept, node_ids(small.graph, small.node_mask), strict=True):
-        ids[node] = node_id
-    return ids
+        return ids
+    return [own if kept else "" for own, kept in zip(ids, graph.compact().node_mask.tolist(), strict=True)]
 
 
-def nodes_named(graph: Any, ids: list[str], given: Iterable[str], groups: Any, option: str) -> list[int]:
-    """Numbers of the nodes that a user named: ids, ``LAYER/FEATURE`` at any position (``LAYER/A17``: the adapter's), or
-    groups of a supernode file.
+def nodes_named(graphs: Iterable[Any], given: Sequence[str], groups: Any, option: str) -> list[list[int]]:
+    """For each graph, numbers of the nodes that a user named: ids, ``LAYER/FEATURE`` at any position (``LAYER/A17``:
+    the adapter's), or groups of a supernode file. A graph need not have all of them.
 
     Raises:
-        ValueError: a name that is none of these in this graph.
+        ValueError: a name that is none of these in any of the graphs.
     """
+    found, unknown = [], set(given)
+    for graph in graphs:
+        places = _places(graph) if given else {}
+        numbers: list[int] = []
+        for name in given:
+            here = places.get(name, [])
+            if not here and groups is not None:
+                here = [node for member in groups.groups.get(name, ()) for node in places.get(member, [])]
+            numbers += here
+            unknown -= {name} if here else set()
+        found.append(numbers)
+    for name in given:
+        if name in unknown:
+            raise ValueError(
+                f"{option}: expected a node id, LAYER/FEATURE or a group, of at least one of the graphs, got {name!r}"
+            )
+    return found
+
+
+def _places(graph: Any) -> dict[str, list[int]]:
+    """Nodes by id and by ``LAYER/FEATURE``."""
     from fasttc.graph import whole_graph
     from fasttc.graph.names import feature_numbers
 
     whole = whole_graph(graph)
-    by_name: dict[str, list[int]] = {}
-    for node, (layer, own) in enumerate(
-        zip(whole.features[:, 0].tolist(), feature_numbers(whole), strict=True)
-    ):
-        by_name.setdefault(f"{layer}/{own}", []).append(node)
-    number = {node_id: node for node, node_id in enumerate(ids) if node_id}
-    found: list[int] = []
-    for name in given:
-        if name in number:
-            here = [number[name]]
-        elif groups is not None and name in groups.groups:
-            here = [number[member] for member in groups.groups[name] if member in number]
-        else:
-            here = by_name.get(name, [])
-        if not here:
-            raise ValueError(
-                f"{option}: expected a node id, LAYER/FEATURE or the name of a group of this graph, got {name!r}"
-            )
-        found += here
+    found = {node_id: [node] for node, node_id in enumerate(ids_of(graph)) if node_id}
+    layers = whole.features[:, 0].tolist()
+    for node, (layer, own) in enumerate(zip(layers, feature_numbers(whole), strict=True)):
+        found.setdefault(f"{layer}/{own}", []).append(node)
     return found

@@ -42,64 +42,89 @@ def command(
     concepts: tuple[str, ...],
     plot: Path | None,
 ) -> None:
-    """The strongest paths to a logit in GRAPHS, influence by path length, and the share through given concepts.
+    """The strongest paths to a logit in GRAPHS, its influence by path length, and the share through given concepts.
 
-    A NODE is an id as in the exported JSON (3_1741_5), LAYER/FEATURE for a feature at any position (3/1741), or the
-    name of a group. The strength of a path is the share of the logit's input that runs along it.
+    A NODE is an id (3_1741_5; of an error, 0_2_4_error), LAYER/FEATURE for a feature at any position (3/1741), or the
+    name of a group. It need not be in every graph. The strength of a path is the share of the logit's input that runs
+    along it.
 
-    With --concept, 'multi-hop' is the share of the tokens' influence that passes through the concepts, 'direct' what
-    passes through no feature at all; the interval is a bootstrap over GRAPHS.
+    With --concept, 'multi-hop' is the share of the tokens' influence that passes through the concepts, 0 where none of
+    them is active, 'direct' what passes through no feature at all; the interval is a bootstrap over GRAPHS.
     """
-    from fasttc.graph import Supernodes, length_profile, mechanism_report, strongest_paths
-    from fasttc.graph.mechanism import concept_features
+    from fasttc.graph import Supernodes, strongest_paths
 
     named = Supernodes.load(groups) if groups is not None else None
-    text, found, loaded = [], [], []
-    chosen: set[tuple[int, int]] = set()
-    for path in graphs:
-        graph = read_whole(path)
-        ids = ids_of(graph)
-
-        def numbers(
-            option: str, given: tuple[str, ...], graph: Any = graph, ids: list[str] = ids
-        ) -> list[int]:
-            return nodes_named(graph, ids, given, named, option)
-
+    loaded = [read_whole(path) for path in graphs]
+    given = {"--from": sources, "--through": through, "--avoiding": avoiding, "--concept": concepts}
+    begins, needed, barred, meant = (
+        nodes_named(loaded, nodes, named, option) for option, nodes in given.items()
+    )
+    found = []
+    for at, (path, graph) in enumerate(zip(graphs, loaded, strict=True)):
         best = strongest_paths(
             graph,
             count,
             logit=logit,
-            sources=numbers("--from", sources) if sources else None,
-            through=numbers("--through", through) if through else None,
-            avoiding=numbers("--avoiding", avoiding),
+            sources=begins[at] if sources else None,
+            through=needed[at] if through else None,
+            avoiding=barred[at],
         )
-        lengths = length_profile(graph)
-        rows = _rows(graph, best)
-        found.append(
-            {
-                "graph": str(path),
-                "paths": [
-                    {**row, "nodes": [ids[n] for n in one.nodes]} for row, one in zip(rows, best, strict=True)
-                ],
-                "lengths": {**vars(lengths), "mean": lengths.mean_length()},
-            }
-        )
-        text += [f"{path}:", table(rows) or "no such path", _lengths(lengths), ""]
-        chosen |= concept_features(graph, numbers("--concept", concepts)) if concepts else set()
-        loaded.append(graph)
+        found.append({"graph": str(path), **_found(graph, best, logit)})
     result: dict[str, Any] = {"graphs": found}
+    text = [_told(one) for one in found]
     if concepts:
-        report = mechanism_report(loaded, chosen, logit=logit, seed=run.seed)
-        result["mechanism"] = report.to_dict()
-        text += [
-            table([{"graph": str(p), **vars(one)} for p, one in zip(graphs, report.prompts, strict=True)]),
-            f"multi-hop share {report.multi_hop:.3f} [{report.low:.3f}, {report.high:.3f}], "
-            f"direct {report.direct:.3f}, unexplained {report.unexplained:.3f}",
-        ]
+        result["mechanism"], shares = _shares(graphs, loaded, meant, logit, run.seed)
+        text += [shares]
     if plot is not None:
         _draw(found, plot)
         run.say(f"wrote {plot}")
-    run.finish(result, "\n".join(text).rstrip())
+    run.finish(result, "\n\n".join(text))
+
+
+def _found(graph: Any, paths: list[Any], logit: int) -> dict[str, Any]:
+    """Paths and lengths of one graph, as JSON holds them."""
+    from fasttc.graph import length_profile, node_names, whole_graph
+
+    ids, names, lengths = ids_of(graph), node_names(whole_graph(graph)), length_profile(graph, logit)
+    rows = [
+        {
+            "strength": path.strength,
+            "sign": "+" if path.sign > 0 else "-",
+            "path": " -> ".join(names[node] for node in path.nodes),
+            "nodes": [ids[node] for node in path.nodes],
+        }
+        for path in paths
+    ]
+    return {"paths": rows, "lengths": {**vars(lengths), "mean": lengths.mean_length()}}
+
+
+def _told(one: dict[str, Any]) -> str:
+    """The same for people."""
+    paths = [{name: row[name] for name in ("strength", "sign", "path")} for row in one["paths"]]
+    lengths = one["lengths"]
+    rows = zip(lengths["tokens"], lengths["errors"], lengths["missing"], strict=True)
+    by_length = [
+        {"edges": edges, "ends in tokens": tokens, "in errors": errors, "not stored": missing}
+        for edges, (tokens, errors, missing) in enumerate(rows, 1)
+    ]
+    return "\n".join([f"{one['graph']}:", table(paths) or "no such path", table(by_length)])
+
+
+def _shares(
+    paths: tuple[Path, ...], graphs: list[Any], meant: list[list[int]], logit: int, seed: int
+) -> tuple[dict[str, Any], str]:
+    """How much passes through the concepts, which are the features of all the graphs' nodes that were named."""
+    from fasttc.graph import mechanism_report
+    from fasttc.graph.mechanism import concept_features
+
+    each = (concept_features(graph, nodes) for graph, nodes in zip(graphs, meant, strict=True))
+    report = mechanism_report(graphs, set().union(*each), logit=logit, seed=seed)
+    rows = [{"graph": str(path), **vars(one)} for path, one in zip(paths, report.prompts, strict=True)]
+    return report.to_dict(), (
+        f"{table(rows)}\n"
+        f"multi-hop share {report.multi_hop:.3f} [{report.low:.3f}, {report.high:.3f}], "
+        f"direct {report.direct:.3f}, unexplained {report.unexplained:.3f}"
+    )
 
 
 def _draw(found: list[dict[str, Any]], plot: Path) -> None:
@@ -115,27 +140,3 @@ def _draw(found: list[dict[str, Any]], plot: Path) -> None:
         if len(curves) < len(found):  # graphs of one name in several folders
             curves = {one["graph"]: one["lengths"]["tokens"] for one in found}
     influence_by_length(curves, plot)
-
-
-def _rows(graph: Any, paths: list[Any]) -> list[dict[str, Any]]:
-    from fasttc.graph import node_names, whole_graph
-
-    names = node_names(whole_graph(graph))
-    return [
-        {
-            "strength": path.strength,
-            "sign": "+" if path.sign > 0 else "-",
-            "path": " -> ".join(names[node] for node in path.nodes),
-        }
-        for path in paths
-    ]
-
-
-def _lengths(lengths: Any) -> str:
-    rows = zip(lengths.tokens, lengths.errors, lengths.missing, strict=True)
-    return table(
-        [
-            {"edges": n, "ends in tokens": tokens, "in errors": errors, "not stored": missing}
-            for n, (tokens, errors, missing) in enumerate(rows, 1)
-        ]
-    )

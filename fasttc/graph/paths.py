@@ -43,7 +43,7 @@ class Path:
 
 @dataclass(frozen=True)
 class LengthProfile:
-    """Influence that arrives after exactly n edges, ``w P^n``, divided by the probability of all logits.
+    """Influence that arrives after exactly n edges, ``w P^n``, divided by the probability of the logits it comes from.
 
     Attributes:
         features, errors, tokens: by kind of the node it arrives at; entry n - 1 is for n edges. Tokens and errors are
@@ -107,8 +107,7 @@ def strongest_paths(
     graph = whole_graph(graph)
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
-    if not 0 <= logit < graph.n_logits:
-        raise ValueError(f"logit: expected a number from 0 to {graph.n_logits - 1}, got {logit}")
+    target = _logit_node(graph, logit)
     walk = _Walk(rows_of(graph), graph.row_blocks, total_mass(graph))
     begin = _mask(
         graph, "sources", range(*graph.token_slice.indices(graph.n_nodes)) if sources is None else sources
@@ -118,9 +117,23 @@ def strongest_paths(
     needed = None if through is None else _mask(graph, "through", through)
     # Strength of the best way to each node that has met the rule, and (if there is one) that has not met it yet.
     states = [best] if needed is None else [best, _best_through(walk, best, needed)]
-    target = graph.logit_slice.start + logit
     found = _best_first(walk, states, needed, begin & ~barred, target)
     return [path for path, _ in zip(found, range(k), strict=False)]
+
+
+def _logit_node(graph: Graph, logit: int) -> int:
+    if not 0 <= logit < graph.n_logits:
+        raise ValueError(f"logit: expected a number from 0 to {graph.n_logits - 1}, got {logit}")
+    return graph.logit_slice.start + logit
+
+
+def _start(graph: Graph, logit: int | None) -> Array:
+    """``[nodes]``: 1 at one logit, or the probabilities of all."""
+    if logit is None:
+        return start_mass(graph)
+    start = np.zeros(graph.n_nodes)
+    start[_logit_node(graph, logit)] = 1.0
+    return start
 
 
 def _mask(graph: Graph, name: str, nodes: Iterable[int]) -> Array:
@@ -194,11 +207,19 @@ def _best_first(
                 heapq.heappush(heap, (-promise, (*nodes, source), strength * share, way, below, False))
 
 
-def length_profile(graph: Graph | PrunedGraph) -> LengthProfile:
-    """Influence by the number of edges, ``w P^n`` for every n; see ``LengthProfile``. Deterministic."""
+def length_profile(graph: Graph | PrunedGraph, logit: int | None = None) -> LengthProfile:
+    """Influence by the number of edges, ``w P^n`` for every n; see ``LengthProfile``. Deterministic.
+
+    Args:
+        graph: a graph or a pruned graph.
+        logit: of this logit alone; None: of all, with their probabilities.
+
+    Raises:
+        ValueError: a logit that does not exist.
+    """
     graph = whole_graph(graph)
     rows, mass = rows_of(graph), np.maximum(total_mass(graph), MASS_FLOOR)
-    step = start_mass(graph)
+    step = _start(graph, logit)
     step /= step.sum()
     missing = graph.remainder.numpy() / mass
     found: dict[str, list[float]] = {"features": [], "errors": [], "tokens": [], "missing": []}
@@ -236,12 +257,7 @@ def influence_avoiding(graph: Graph | PrunedGraph, nodes: Iterable[int], logit: 
         ValueError: a node or a logit that does not exist.
     """
     graph = whole_graph(graph)
-    barred, start = _mask(graph, "nodes", nodes), start_mass(graph)
-    if logit is not None:
-        if not 0 <= logit < graph.n_logits:
-            raise ValueError(f"logit: expected a number from 0 to {graph.n_logits - 1}, got {logit}")
-        start = np.zeros(graph.n_nodes)
-        start[graph.logit_slice.start + logit] = 1.0
+    barred, start = _mask(graph, "nodes", nodes), _start(graph, logit)
     start[barred] = 0.0
     rows = rows_of(graph)
     values = np.empty_like(rows.values)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttc.graph import Graph, MergedGraph, Supernodes
+from fasttc.graph import Graph, MergedGraph, Supernodes, length_profile
 
 
 def test_merge_writes_a_graph_and_groups_that_it_reads_again(fasttc, home: Path, tmp_path: Path) -> None:
@@ -47,6 +47,44 @@ def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
     assert 0 <= result["mechanism"]["multi_hop"] <= 1
     code, text, _ = fasttc("graph", "paths", home / "g.graph", "--concept", feature)
     assert "multi-hop share" in text
+
+
+def test_a_named_feature_need_not_be_in_every_graph(fasttc, home: Path, tmp_path: Path) -> None:
+    whole, small = home / "g.graph", tmp_path / "small.graph"
+    graph = Graph.load(whole)
+    pruned = graph.prune(0.5)
+    pruned.save(small)
+    there, here = (
+        [(layer, index) for layer, _, index in one.features.tolist()]
+        for one in (graph, pruned.compact().graph)
+    )
+    feature = "{}/{}".format(*next(one for one in there if one not in here))
+    rules = ("--concept", feature, "--avoiding", feature, "--json")
+    code, shown, _ = fasttc("graph", "paths", whole, small, *rules)
+    assert code == 0
+    result = json.loads(shown)
+    active, absent = result["mechanism"]["prompts"]
+    assert active["concepts"] > 0 < active["multi_hop"]
+    assert (absent["concepts"], absent["multi_hop"]) == (0, 0.0)
+    for path, given, found in (
+        (whole, rules, result["graphs"][0]),
+        (small, ("--json",), result["graphs"][1]),
+    ):
+        assert json.loads(fasttc("graph", "paths", path, *given)[1])["graphs"] == [found]
+    code, _, said = fasttc("graph", "paths", small, "--concept", feature)
+    assert code == 2
+    assert (
+        f"--concept: expected a node id, LAYER/FEATURE or a group, of at least one of the graphs, got '{feature}'"
+        in said
+    )
+
+
+def test_lengths_are_of_the_logit_that_is_asked_for(fasttc, home: Path) -> None:
+    graph = Graph.load(home / "g.graph")
+    for logit in (0, 1):
+        _, shown, _ = fasttc("graph", "paths", home / "g.graph", "--logit", logit, "--json")
+        lengths = json.loads(shown)["graphs"][0]["lengths"]
+        assert lengths["tokens"] == length_profile(graph, logit).tokens
 
 
 def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
@@ -98,7 +136,10 @@ def test_plots_of_paths_and_diffs(fasttc, home: Path, tmp_path: Path) -> None:
         (("merge", "{home}/g.graph", "--budget", "2"), "--budget: expected a share from 0 to 1, got 2"),
         (("merge", "{home}/g.graph", "--supernodes", "0"), "supernodes: expected at least 1, got 0"),
         (("merge", "{home}/g.graph", "--from", "{home}/text.jsonl"), "expected a JSON file"),
-        (("paths", "{home}/g.graph", "--through", "x"), "--through: expected a node id, LAYER/FEATURE or"),
+        (
+            ("paths", "{home}/g.graph", "--through", "x"),
+            "--through: expected a node id, LAYER/FEATURE or a group",
+        ),
         (("paths", "{home}/g.graph", "-k", "0"), "k: expected at least 1, got 0"),
         (("diff", "{home}/g.graph", "{home}/g.graph", "--carry-over", "x"), "there is no file x"),
         (

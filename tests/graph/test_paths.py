@@ -132,6 +132,17 @@ def test_lengths_are_the_powers_of_the_shares(random_case, seed):
     assert profile.mean_length() == pytest.approx(weighted)
 
 
+def test_lengths_of_one_logit_are_its_own(random_case):
+    graph = Graph.from_dense(**random_case(3))  # four logits
+    each = [length_profile(graph, logit) for logit in range(graph.n_logits)]
+    share = graph.logit_probs.double() / graph.logit_probs.double().sum()
+    together = share @ torch.tensor([one.tokens for one in each], dtype=torch.float64)
+    assert together.tolist() == pytest.approx(length_profile(graph).tokens)
+    assert each[0].tokens != pytest.approx(each[1].tokens)
+    with pytest.raises(ValueError, match="logit: expected a number from 0 to 3, got 4"):
+        length_profile(graph, 4)
+
+
 def test_lengths_count_what_is_not_stored(by_hand):
     small = by_hand().prune(1.0, 0.5)
     profile = length_profile(small)
