@@ -49,35 +49,39 @@ def estimate(
         trained: names of trained parameters; None: all.
 
     Returns:
-        Float32 weights, their gradients and Adam's two moments; two float64 matrices [D, D] for every layer whose
-        inputs are whitened; the activations of a block at every site; held-out activations and the sums of closed
-        forms; what one encode and one forward of the model need on the way. Sums over pairs of features (F above 4096)
-        are counted at their bound: every pair that K features of the tokens can make.
+        Float32 weights, their gradients and Adam's two moments, and a copy for the best look; two float64 matrices
+        [D, D] for every layer whose inputs are whitened; the activations of a block at every site, twice where they
+        are mixed; held-out activations (x also as it was before whitening) and the sums of closed forms; what one
+        encode of an update and one forward of a batch need on the way. A closed form alone takes no gradient. Sums
+        over pairs of features (F above 4096) are counted at their bound: every pair that K features of the tokens can
+        make.
     """
-    weights = [
-        p for t in transcoders for name, p in t.named_parameters() if trained is None or name in trained
-    ]
-    numbers = sum(p.numel() for p in weights)
-    block = options.batch_size * context
-    update = block // options.parts(context)
+    weights = [(name, p.numel()) for t in transcoders for name, p in t.named_parameters()]
+    steps = options.refit != "only"
+    moved = FLOAT * sum(n for name, n in weights if trained is None or name in trained) * steps
+    batch, block = options.batch_size * context, options.block_rows * context
+    update = block // options.parts(context) if steps else block
+    mixed = block > min(batch, update)
     widths = sum(t.d_in + t.d_out for t in transcoders)
     whitens = options.whitens(trained, any(t.skip for t in transcoders))
+    outside = sum(t.d_in for t in transcoders) if whitens else 0
     parts = {
-        "weights": FLOAT * sum(p.numel() for t in transcoders for p in t.parameters()),
-        "gradients": FLOAT * numbers,
-        "Adam": 2 * FLOAT * numbers,
+        "weights": FLOAT * sum(n for _, n in weights),
+        "gradients": moved,
+        "Adam": 2 * moved,
+        "best weights": FLOAT * sum(n for _, n in weights) if options.patience is not None else 0,
         "whitening": 2 * DOUBLE * sum(t.d_in**2 for t in transcoders) if whitens else 0,
-        "activations": FLOAT * widths * (block * 2 if update < block else block),
-        "held-out activations": FLOAT * widths * min(HELD_OUT_TOKENS, options.validation_tokens),
-        "closed form": _closed_form(transcoders, options),
+        "activations": FLOAT * widths * (2 * block if mixed else block),
+        "held-out activations": FLOAT * (widths + outside) * HELD_OUT_TOKENS,
+        "closed form": _closed_form(transcoders, options, update if options.refit == "last" else block),
         "encode": max((_encode(t, update) for t in transcoders), default=0),
-        "model": _forward(model, block, context),
+        "model": _forward(model, batch, context),
     }
     return MemoryEstimate(parts)
 
 
-def _closed_form(transcoders: Sequence[Transcoder], options: TranscoderOptions) -> int:
-    """Sums of all layers, and what adding to them or solving one layer needs at the most."""
+def _closed_form(transcoders: Sequence[Transcoder], options: TranscoderOptions, tokens: int) -> int:
+    """Sums of all layers, and what adding some tokens to them or solving one layer needs at the most."""
     if options.refit is None:
         return 0
     kept, passing = 0, 0
@@ -91,7 +95,7 @@ def _closed_form(transcoders: Sequence[Transcoder], options: TranscoderOptions) 
             gram = (DOUBLE + INDEX) * min(t.n_features * (t.n_features + 1) // 2, made)
             solving = 4 * gram  # pairs sorted and merged; then both triangles in float32
         kept += gram + DOUBLE * rows * columns
-        pairs = min(PAIRS_AT_ONCE, options.batch_size * 128 * _k(t) ** 2)
+        pairs = min(PAIRS_AT_ONCE, tokens * _k(t) * (_k(t) + 1) // 2)
         passing = max(passing, solving + 5 * DOUBLE * rows * columns, 3 * (DOUBLE + INDEX) * pairs)
     return kept + passing
 
