@@ -13,6 +13,7 @@ from fasttc.cli._graphs import read_whole
 
 if TYPE_CHECKING:
     from fasttc.report import FeatureFolder
+    from fasttc.report.state import State
 
 
 @click.command("view")
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--supernodes",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Groups, labels and pins: read from here and saved here. Default: GRAPH.supernodes.json.",
+    help="Groups, labels and pins: read from here and saved here. Default: GRAPH.supernodes.json; if GRAPH was merged "
+    "anew since, the merge's groups take the place of those in it, which are kept beside it.",
 )
 @click.option(
     "--html",
@@ -72,29 +74,49 @@ def command(
         carried=None if carry_over is None else read_verdicts(carry_over),
         name=graph.stem,
     )
-    state = loaded.supernodes().to_dict() if merged else None
+    merge = loaded.supernodes().to_dict() if merged else None
     folder = None if features is None else FeatureFolder(features)
+    file = supernodes or graph.with_name(f"{graph.stem}.supernodes.json")
+    state = _start(file, merge, explicit=supernodes is not None, served=html is None)
     if html is not None:
-        _write(run, data, folder, state, supernodes, html)
+        _write(run, data, folder, state, html)
     else:
-        file = supernodes or graph.with_name(f"{graph.stem}.supernodes.json")
-        _serve(run, data, folder, state, file, port, open_page)
+        _serve(run, data, folder, merge, file, port, open_page)
+
+
+def _start(file: Path, merge: "State | None", *, explicit: bool, served: bool) -> "State | None":
+    """What the page starts with: the file's content, in it the groups of a merge that was made since; else the merge.
+
+    Where it is served, the file is brought up to that, and a copy of what it was is kept.
+    """
+    from fasttc.report import after_merge, read_state, set_aside, write_state
+
+    if not file.exists() and (served or not explicit):
+        return merge
+    known = read_state(file)
+    state = known if explicit or merge is None else after_merge(known, merge)
+    if state is not known:
+        old = f"{set_aside(file)} has" if served else f"--supernodes {file} takes"
+        said = f"the graph was merged since {file} was written: the page has the groups of the merge"
+        click.echo(f"{said}, {old} those of the file", err=True)
+    if state is not known and served:
+        write_state(file, state)
+    return state
 
 
 def _write(
     run: Run,
     data: dict[str, Any],
     features: "FeatureFolder | None",
-    state: dict[str, Any] | None,
-    supernodes: Path | None,
+    state: "State | None",
     html: Path,
 ) -> None:
-    from fasttc.report import read_state, with_evidence, write_page
+    from fasttc.report import with_evidence, write_page
 
     left_out = 0
     if features is not None:
         data, left_out = with_evidence(data, features)
-    write_page(html, data, state if supernodes is None else read_state(supernodes))
+    write_page(html, data, state)
     if left_out:
         run.say(
             f"the evidence of {left_out:,} features found no room in one file; served, the page shows all"
@@ -109,14 +131,14 @@ def _serve(
     run: Run,
     data: dict[str, Any],
     features: "FeatureFolder | None",
-    state: dict[str, Any] | None,
+    merge: "State | None",
     supernodes: Path,
     port: int,
     open_page: bool,
 ) -> None:
     from fasttc.report import PageServer
 
-    with PageServer(data, state_file=supernodes, state=state, features=features, port=port) as server:
+    with PageServer(data, state_file=supernodes, state=merge, features=features, port=port) as server:
         run.finish(
             {"url": server.url, "supernodes": str(supernodes)},
             f"{server.url}\nedits are saved to {supernodes}; Ctrl-C ends",

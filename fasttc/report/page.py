@@ -23,6 +23,7 @@ from fasttc.graph import KINDS, Graph, PrunedGraph, Scores, node_ids
 from fasttc.graph.diff import check_owners
 from fasttc.graph.names import feature_numbers
 from fasttc.report.evidence import FeatureFolder
+from fasttc.report.state import State, origin
 
 MAX_EDGES = 120_000  # about 2 MB; what a browser prunes anew in less time than a slider's next step
 _PRE_PRUNING = (
@@ -44,7 +45,6 @@ _SCRIPTS = (  # in the order in which they need one another
 
 FeatureLabels = Mapping[tuple[int, int], str]
 Verdicts = Mapping[tuple[int, int], str]
-State = Mapping[str, Any]
 
 
 def page_data(
@@ -258,12 +258,12 @@ def page_html(data: Mapping[str, Any], state: State | None = None, *, served: bo
         data: from ``page_data``.
         state: what was edited, as the page saves it (a supernode file); none by default.
         served: whether a ``PageServer`` stands behind it, where it saves what is edited and asks for feature evidence.
-            Otherwise it keeps what is edited in the browser.
+            Otherwise it keeps what is edited in the browser, by the ``origin`` of ``state``.
     """
     parts = {
         "policy": policy(served=served),
         "style": _asset("_assets/page.css"),
-        "data": _json({**data, "served": served}),
+        "data": _json({**data, "served": served, "origin": origin(state)}),
         "state": _json(state),
         "scripts": "\n".join(f"<script>{_asset(name)}</script>" for name in _SCRIPTS),
     }

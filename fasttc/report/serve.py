@@ -17,10 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from fasttc._files import atomic_file, read_json
-from fasttc.graph import Supernodes
 from fasttc.report.evidence import FeatureFolder
 from fasttc.report.page import page_html, policy
+from fasttc.report.state import State, origin, read_state, write_state
 
 MAX_BODY = 4_000_000  # bytes of edited state
 _FEATURE = re.compile(r"features/([0-9]{1,6})/([0-9]{1,9})")
@@ -32,31 +31,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-
-
-def read_state(path: str | Path) -> dict[str, Any]:
-    """What was edited, from a supernode file (``docs/graph-files.md``): checked, with the page's own entries.
-
-    Raises:
-        ValueError: no such file, or not a supernode file; one line with the path.
-    """
-    known = Supernodes.load(path).to_dict()
-    return {**read_json(path), **known}
-
-
-def write_state(path: str | Path, content: Any) -> None:
-    """Writes what was edited as a supernode file, whole or not at all; the page's own entry, ``page``, is kept.
-
-    Raises:
-        ValueError, TypeError: not the content of a supernode file; the file is left as it was.
-        OSError: the file cannot be written.
-    """
-    state = Supernodes.from_dict(content).to_dict()
-    if isinstance(content.get("page"), dict):
-        state["page"] = content["page"]
-    text = json.dumps(state, indent=1, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="ascii")
 
 
 class PageServer(ThreadingHTTPServer):
@@ -85,7 +59,7 @@ class PageServer(ThreadingHTTPServer):
         data: Mapping[str, Any],
         *,
         state_file: str | Path,
-        state: dict[str, Any] | None = None,
+        state: State | None = None,
         features: FeatureFolder | None = None,
         port: int = 0,
     ) -> None:
@@ -99,7 +73,7 @@ class PageServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.url = f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> State | None:
         """The edited state as saved, else where it starts."""
         return read_state(self.state_file) if self.state_file.exists() else self.initial
 
@@ -172,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"state: expected JSON, got {error}") from error
         with self.server.saving:
-            write_state(self.server.state_file, content)
+            write_state(self.server.state_file, content, origin(self.server.initial))
         return b"{}", "application/json"
 
     def _answer(self, make: Callable[[], tuple[bytes, str]]) -> None:

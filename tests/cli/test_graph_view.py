@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from fasttc.graph import Graph, MergedGraph, Supernodes
+from fasttc.report import PageServer, write_state
+from fasttc.report.state import origin
 
 
 def test_one_file(fasttc, home: Path, tmp_path: Path) -> None:
@@ -47,10 +49,55 @@ def test_verdicts_of_a_carry_over_table_are_shown(fasttc, home: Path, tmp_path: 
 def test_a_merged_graph_starts_with_its_groups(fasttc, home: Path, tmp_path: Path) -> None:
     assert fasttc("graph", "merge", home / "g.graph", "--out", tmp_path / "m.graph")[0] == 0
     assert fasttc("graph", "view", tmp_path / "m.graph", "--html", tmp_path / "m.html")[0] == 0
-    state = json.loads(re.search(r'id="page-state">(.*?)</script>', (tmp_path / "m.html").read_text())[1])  # type: ignore[index]
+    state = started(tmp_path / "m.html")
     kept = MergedGraph.load(tmp_path / "m.graph").supernodes()
     assert Supernodes.from_dict(state) == kept
     assert kept.groups
+
+
+def started(html: Path) -> dict:
+    return json.loads(re.search(r'id="page-state">(.*?)</script>', html.read_text())[1])  # type: ignore[index]
+
+
+def test_one_file_starts_with_what_was_edited(fasttc, home: Path, tmp_path: Path) -> None:
+    graph, page = tmp_path / "g.graph", tmp_path / "g.html"
+    Graph.load(home / "g.graph").save(graph)
+    Supernodes(pinned=("E_0_0",)).save(tmp_path / "g.supernodes.json")
+    assert fasttc("graph", "view", graph, "--html", page)[0] == 0
+    assert started(page)["pinned"] == ["E_0_0"]
+
+
+def test_groups_of_an_earlier_merge_give_way_and_are_kept(
+    fasttc, home: Path, tmp_path: Path, monkeypatch
+) -> None:
+    graph, page, file = tmp_path / "m.graph", tmp_path / "m.html", tmp_path / "m.supernodes.json"
+    merge = ("graph", "merge", home / "g.graph", "--out", graph, "--supernodes")
+    assert fasttc(*merge, 20)[0] == 0
+    old = MergedGraph.load(graph).supernodes()
+    edited = Supernodes(groups={"mine": ("E_0_0",)}, labels={"E_0_0": "start"})
+    write_state(file, edited.to_dict(), origin(old.to_dict()))
+    assert fasttc("graph", "view", graph, "--html", page)[0] == 0
+    assert Supernodes.from_dict(started(page)) == edited  # of the same merge: the reader's
+
+    assert fasttc(*merge, 30)[0] == 0
+    new = MergedGraph.load(graph).supernodes()
+    assert new.groups != old.groups
+    expected = Supernodes(groups=new.groups, labels=edited.labels)
+    code, _, err = fasttc("graph", "view", graph, "--html", page)
+    assert (code, Supernodes.from_dict(started(page))) == (0, expected)
+    assert f"the graph was merged since {file} was written" in err
+    assert Supernodes.load(file) == edited  # writing a page changes nothing else
+    assert fasttc("graph", "view", graph, "--html", page, "--supernodes", file)[0] == 0
+    assert Supernodes.from_dict(started(page)) == edited
+
+    monkeypatch.setattr(PageServer, "serve_forever", lambda server: None)
+    code, _, err = fasttc("graph", "view", graph, "--no-open")
+    kept = tmp_path / "m.supernodes.1.json"
+    assert (code, Supernodes.load(file), Supernodes.load(kept)) == (0, expected, edited)
+    assert f"{kept} has those of the file" in err
+    code, _, err = fasttc("graph", "view", graph, "--no-open")
+    assert (code, sorted(tmp_path.glob("*.json"))) == (0, [kept, file])
+    assert "was merged since" not in err
 
 
 def test_serves_until_interrupted(home: Path, tmp_path: Path) -> None:

@@ -326,6 +326,47 @@ def test_one_file_works_from_the_disk(driver, small, tmp_path):
     js(driver, "localStorage.clear()")
 
 
+def test_a_file_written_anew_shows_what_it_brings_and_keeps_the_edits(driver, small, tmp_path):
+    path, (one, two, three) = tmp_path / "page.html", node_ids(small)[:3]
+
+    def opened(**groups):
+        listed = [{"name": name, "members": members} for name, members in groups.items()]
+        write_page(path, page_data(small, name="anew"), {"schema": "fasttc.supernodes/1", "groups": listed})
+        driver.get(path.as_uri())
+        ready(driver)
+
+    def names():
+        return js(driver, "return fasttc.state.current.groups.map((g) => g.name)")
+
+    def wait():
+        deadline = time.monotonic() + 5
+        while js(driver, "return fasttc.state.pending") and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    driver.get_log("browser")
+    opened(first=[one, two])
+    js(driver, "fasttc.state.renameGroup('first', 'mine')")
+    wait()
+    opened(first=[one, two])
+    assert names() == ["mine"]
+    opened(second=[one, three])
+    assert names() == ["second"]
+    assert element(driver, "#saved").text.startswith("This file was written anew. Undo shows")
+    element(driver, "#undo").click()
+    assert names() == ["mine"]
+    element(driver, "#redo").click()
+    assert names() == ["second"]
+    js(driver, "fasttc.state.renameGroup('second', 'too')")
+    wait()
+    driver.refresh()
+    ready(driver)
+    assert (names(), element(driver, "#saved").text) == (["too"], "")
+    opened(first=[one, two])
+    assert names() == ["mine"]  # still there
+    assert complaints(driver) == []
+    js(driver, "localStorage.clear()")
+
+
 OVERLAPS = """
 const shapes = [...document.querySelectorAll(arguments[0])].map((s) => s.getBoundingClientRect());
 let pairs = 0;

@@ -12,6 +12,7 @@ import torch
 
 from fasttc.graph import node_ids
 from fasttc.report import FeatureFolder, page, page_data, page_html, with_evidence, write_page
+from fasttc.report.state import origin
 
 from .conftest import HOSTILE
 
@@ -151,7 +152,7 @@ def test_hostile_strings_stay_data(hostile):
         page_html(page_data(replace(hostile, tokens=[], logit_labels=[], prompt="", metadata={})))
     )
     assert [tag for tag, _ in Elements(html).tags] == [tag for tag, _ in plain.tags]
-    assert embedded(html, "page-data") == {**data, "served": False}
+    assert embedded(html, "page-data") == {**data, "served": False, "origin": origin(state)}
     assert embedded(html, "page-state") == state
     assert "window.pwned" not in html.split('id="page-data"')[0]
 

@@ -26,26 +26,37 @@ fasttc.app = (() => {
     return `Saved to ${data.state_file}`;
   }
 
-  const storageKey = "fasttc:" + data.name + ":" + table.id.length + ":" + data.prompt;
+  const memory = `fasttc:${data.name}:${table.id.length}:${data.prompt}:`; // of all pages of this graph
+  const storageKey = memory + data.origin; // of those that started like this one
 
-  /** What was saved in this browser, else what came with the page; a broken one is passed over. */
-  function loadState() {
-    let own = null;
+  /** The content of a supernode file, or null where there is none; a broken one is passed over. */
+  function readable(content) {
     try {
-      own = data.served ? null : JSON.parse(localStorage.getItem(storageKey));
+      if (content) state.parse(content);
+      return content;
+    } catch (error) {
+      app.say(`Saved state was not read: ${error.message}`);
+      return null;
+    }
+  }
+
+  /** What this browser keeps: what was edited in this page, and in pages of this graph that started otherwise. */
+  function remembered() {
+    try {
+      const keys = Object.keys(localStorage).filter((key) => key.startsWith(memory) && key.length === storageKey.length);
+      const found = new Map(keys.map((key) => [key, readable(JSON.parse(localStorage.getItem(key)))]).filter(([, content]) => content));
+      return { own: found.get(storageKey), others: [...found.values()] };
     } catch {
-      // Storage may be forbidden, or hold something else.
+      return { others: [] }; // storage may be forbidden, or hold something else
     }
-    for (const content of [own, saved]) {
-      if (!content) continue;
-      try {
-        state.parse(content);
-        return content;
-      } catch (error) {
-        app.say(`Saved state was not read: ${error.message}`);
-      }
-    }
-    return null;
+  }
+
+  /** Starts with what was edited in this page, else with what came with it; edits of an earlier page are then an undo away. */
+  function startState() {
+    const { own, others } = data.served ? { others: [] } : remembered();
+    if (own) return state.start(own, store);
+    state.start(readable(saved), store, others);
+    if (others.length) app.say("This file was written anew. Undo shows what was edited in the one before.");
   }
 
   app.say = (text) => { document.getElementById("saved").textContent = text; };
@@ -197,8 +208,7 @@ fasttc.app = (() => {
 
   function start() {
     document.title = fasttc.base.visible(data.prompt || data.name);
-    const content = loadState();
-    state.start(content, store);
+    startState();
     const { view, shares, hidden } = state.settings;
     if (app.graphs.length === 2 && ["base", "finetuned", "diff"].includes(view)) app.view = view;
     if (Array.isArray(shares) && shares.length === 2 && shares.every((share) => share >= 0 && share <= 1)) app.shares = shares;

@@ -135,9 +135,10 @@ fasttc.state = (() => {
     }, 250);
   }
 
-  /** Starts from saved content; `store(text)` saves and returns what to tell the reader. */
-  function start(saved, store) {
+  /** Starts from saved content, with others to undo to; `store(text)` saves and returns what to tell the reader. */
+  function start(saved, store, others = []) {
     save = store;
+    past = others.map(parse);
     if (saved) current = parse(saved);
     settings = saved?.page ? { view: saved.page.view, shares: saved.page.shares, hidden: saved.page.hidden } : {};
   }
