@@ -25,8 +25,8 @@ class Change:
 
     Attributes:
         name: for people.
-        key: what it is: ids of nodes as in exported JSON (one for a node; source and target of an edge; all of a
-            path, source first; none for a supernode).
+        key: what it is: ids of nodes as ``node_ids`` gives them (one for a node; source and target of an edge; all of a
+            path, source first; the members of a supernode that are in one of the graphs).
         base, tuned: influence it carries in either graph, as a share of the logits'; 0 where it is not.
         status: of the change ``tuned - base``; "kept" below the least change that counts.
         trusted: False where a feature's two sides were declared different, so that it is not matched.
@@ -318,7 +318,6 @@ def _supernode_changes(
             crossing = inside[side.graph.columns.numpy()] & ~inside[side.targets]
             entered.append(float(side.flow[crossing].sum()))
         base, tuned = entered
-        changes.append(
-            Change(name, tuple(names[key][0] for key in keys), base, tuned, _status(base, tuned, least))
-        )
+        found = tuple(dict.fromkeys(names[key][0] for key in keys))
+        changes.append(Change(name, found, base, tuned, _status(base, tuned, least)))
     return _sorted(changes)

@@ -2,7 +2,9 @@
 
 Node ids are circuit-tracer's: feature ``layer_index_position``, error ``0_layer_position``, token
 ``E_vocabulary_position``, logit ``<layers + 1>_vocabulary_position``. Its error ids can coincide with those of layer-0
-features; here such an error, and only such a one, is called ``0_layer_position_error``. Ids are unique in every file.
+features. Everywhere else in this package an error is therefore ``0_layer_position_error``, whatever features a graph
+has (:func:`node_ids`); in the JSON of viewers it has that ending only beside a feature of the shorter id. Ids are
+unique in every file.
 
 Tokens and labels are data from elsewhere. They are written as JSON strings with everything but plain ASCII escaped, and
 ``<`` too, so that no string can end a script element should a page embed the file.
@@ -11,6 +13,7 @@ Tokens and labels are data from elsewhere. They are written as JSON strings with
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from fasttc.graph.pruned import PrunedGraph
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _INDEX = "graph-metadata.json"
+_ERROR = "_error"
 
 FeatureLabels = Mapping[tuple[int, int], str]
 
@@ -32,29 +36,43 @@ FeatureLabels = Mapping[tuple[int, int], str]
 def node_ids(graph: Graph, node_mask: Tensor | None = None) -> list[str]:
     """Ids of the nodes in ``node_mask`` (all by default), in node order, without duplicates.
 
-    An error whose circuit-tracer id belongs to a layer-0 feature among the same nodes gets the suffix ``_error``; a
-    second logit of the same token gets ``_2``, and so on.
+    An id says what the node is and does not depend on what else is in the graph: it names the same node in every graph
+    of the prompt, whole or pruned, of the base or of the fine-tuned model. A second logit of the same token has ``_2``
+    at its end, and so on.
     """
     features = [f"{layer}_{index}_{position}" for layer, position, index in graph.features.tolist()]
     errors = [
-        f"0_{layer}_{position}" for layer in range(graph.n_layers) for position in range(graph.n_tokens)
+        f"0_{layer}_{position}{_ERROR}"
+        for layer in range(graph.n_layers)
+        for position in range(graph.n_tokens)
     ]
     tokens = [f"E_{token}_{position}" for position, token in enumerate(graph.input_ids.tolist())]
-    logits = [f"{graph.n_layers + 1}_{token}_{graph.n_tokens - 1}" for token in graph.logit_ids.tolist()]
+    logits, copies = [], Counter[int]()
+    for token in graph.logit_ids.tolist():
+        copies[token] += 1
+        again = f"_{copies[token]}" if copies[token] > 1 else ""
+        logits.append(f"{graph.n_layers + 1}_{token}_{graph.n_tokens - 1}{again}")
     names = features + errors + tokens + logits
-    kept = range(graph.n_nodes) if node_mask is None else node_mask.nonzero().squeeze(1).tolist()
-    taken: set[str] = set()
-    ids = []
-    for node in kept:
-        name, copies = names[node], 1
-        if name in taken and graph.error_slice.start <= node < graph.error_slice.stop:
-            name += "_error"
-        while name in taken:
-            copies += 1
-            name = f"{names[node]}_{copies}"
-        taken.add(name)
-        ids.append(name)
-    return ids
+    return names if node_mask is None else [names[node] for node in node_mask.nonzero().squeeze(1).tolist()]
+
+
+def _viewer_ids(ids: list[str]) -> dict[str, str]:
+    """circuit-tracer's id of each id in a file: errors without their ending where no feature has the shorter one."""
+    taken = set(ids)
+    return {own: own if (short := own.removesuffix(_ERROR)) in taken else short for own in ids}
+
+
+def _viewer_state(q_params: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """The viewer's state with the ids of the file; nodes that it does not hold are left out, and groups of none."""
+    state = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": "", **q_params}
+    groups = [
+        [name, *(ids[own] for own in members if own in ids)] for name, *members in state["supernodes"] or []
+    ]
+    return {
+        **state,
+        "pinnedIds": [ids[own] for own in state["pinnedIds"] or [] if own in ids],
+        "supernodes": [group for group in groups if len(group) > 1],
+    }
 
 
 def feature_number(layer: int, index: int) -> int:
@@ -186,7 +204,8 @@ def graph_json(
         scan: what the viewers call the model; ``graph.metadata["model"]`` by default.
         transcoders: names of the transcoder sets; ``graph.metadata["transcoders"]`` by default.
         labels: text for features by (layer, index), written as ``clerp``.
-        q_params: viewer state that replaces the empty defaults (``pinnedIds``, ``supernodes``, ...).
+        q_params: viewer state that replaces the empty defaults (``pinnedIds``, ``supernodes``, ...), nodes by their
+            :func:`node_ids`. Those that are not in the file are left out.
         metadata: more entries for ``metadata``, such as ``feature_details`` or ``info``.
 
     Returns:
@@ -200,11 +219,11 @@ def graph_json(
     """
     pruned = graph.prune() if isinstance(graph, Graph) else graph
     slug = _checked_slug(slug)
-    ids = node_ids(pruned.graph, pruned.node_mask)
-    state = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    written = _viewer_ids(node_ids(pruned.graph, pruned.node_mask))
+    ids = list(written.values())
     return {
         "metadata": {**_metadata(pruned, slug, scan, transcoders), **(metadata or {})},
-        "qParams": {**state, **(q_params or {})},
+        "qParams": _viewer_state(q_params or {}, written),
         "nodes": _nodes(pruned, ids, labels or {}),
         "links": _links(pruned, ids),
     }

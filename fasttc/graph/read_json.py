@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fasttc._files import read_json
+from fasttc.graph.export import node_ids
 from fasttc.graph.graph import Graph
 from fasttc.graph.influence import Scores
 from fasttc.graph.prune import cumulative_share
@@ -37,7 +38,7 @@ class _Found(NamedTuple):
 
 
 def read_graph_json(path: str | Path) -> tuple[PrunedGraph, Supernodes]:
-    """Reads a graph JSON: the kept part as a pruned graph, and the viewer's groups, pins and labels.
+    """Reads a graph JSON: the kept part as a pruned graph, and the viewer's groups, pins and labels by ``node_ids``.
 
     The file does not say what was dropped: rows are taken as whole, scores and influence are those of what is there.
     circuit-tracer gives an error and a layer-0 feature the same id where their numbers meet. A link *to* such an id is
@@ -108,7 +109,8 @@ def graph_from_json(content: Mapping[str, Any]) -> tuple[PrunedGraph, Supernodes
     mask = torch.zeros(total, dtype=torch.bool)
     mask[list(number.values())] = True
     mask[first_token:] = True
-    return _pruned(graph, mask, about), _state(nodes, settings)
+    ids = node_ids(graph)
+    return _pruned(graph, mask, about), _state({node: ids[at] for node, at in number.items()}, settings)
 
 
 def _found(node: Mapping[str, Any]) -> _Found:
@@ -187,7 +189,19 @@ def _pruned(graph: Graph, mask: Any, about: Mapping[str, Any]) -> PrunedGraph:
     )
 
 
-def _state(nodes: list[_Found], settings: Mapping[str, Any]) -> Supernodes:
-    labels = {node.node_id: node.clerp for node in nodes if node.clerp and node.kind == "feature"}
-    made = Supernodes.from_q_params(settings)
+def _state(ids: Mapping[_Found, str], settings: Mapping[str, Any]) -> Supernodes:
+    """What the file says of its nodes, by their ids here; of two nodes with one id in the file, of the feature."""
+    own: dict[str, str] = {}
+    for node, node_id in ids.items():  # in node order: a feature before an error
+        own.setdefault(node.node_id, node_id)
+    made = Supernodes.from_q_params(
+        {
+            "supernodes": [
+                [name, *(own.get(str(one), one) for one in members)]
+                for name, *members in settings.get("supernodes") or []
+            ],
+            "pinnedIds": [own.get(str(one), one) for one in settings.get("pinnedIds") or []],
+        }
+    )
+    labels = {ids[node]: node.clerp for node in ids if node.clerp and node.kind == "feature"}
     return Supernodes(groups=made.groups, labels=labels, pinned=made.pinned)

@@ -1,7 +1,7 @@
 """What a reader made of a graph: groups of nodes, labels, pinned nodes, and the file they are kept in.
 
 The file (``docs/graph-files.md``) is written and read here, by ``fasttc graph merge`` and by the page alike. Nodes are
-named by the ids of the exported JSON, so a file can be applied to another graph of the same prompt.
+named by their ids (``node_ids``), which are the same in every graph of a prompt: a file can be applied to another one.
 """
 
 import json
@@ -99,7 +99,8 @@ class Supernodes:
 
     @classmethod
     def from_q_params(cls, q_params: Mapping[str, Any]) -> Self:
-        """From the viewer state of a graph JSON (``supernodes``: ``[[name, id, ...], ...]``, and ``pinnedIds``).
+        """From the viewer state of a graph JSON (``supernodes``: ``[[name, id, ...], ...]``, and ``pinnedIds``), ids as
+        they are.
 
         The viewers allow what the file does not: a repeated name gets `` (2)``, a node stays in its first group, and
         groups that are left empty go.

@@ -139,6 +139,27 @@ def test_joint_graph_has_owners(by_hand):
     assert all({link["source"], link["target"]} <= set(owners) for link in apart["links"])
 
 
+def test_an_error_of_one_graph_is_not_a_feature_of_the_other(by_hand):
+    """circuit-tracer calls the base's error of layer 1 and the fine-tuned model's feature 1 of layer 0 both 0_1_1."""
+    adjacency = by_hand().dense()
+    adjacency[8, 5] = 2.0
+    base = by_hand(adjacency=adjacency)
+    tuned = by_hand(features=torch.tensor([[0, 1, 1], [1, 1, 7]]))
+    content = joint_json(base.prune(1, 1), tuned.prune(1, 1), slug="s")
+    found = {node["node_id"]: (node["owner"], node["feature_type"]) for node in content["nodes"]}
+    assert found["0_1_1"] == ("tuned", "cross layer transcoder")
+    assert found["0_1_1_error"] == ("base", "mlp reconstruction error")
+    assert {link["source"] for link in content["links"] if link["weight"] == 2.0} >= {"0_1_1_error"}
+    group = Supernodes(groups={"error": ("0_1_1_error",), "feature": ("0_1_1",)})
+    entered = {
+        change.name: (change.base, change.tuned) for change in diff(base, tuned, supernodes=group).supernodes
+    }
+    assert entered["error"] == (pytest.approx(2 / 6), 0.0)
+    assert entered["feature"] == (0.0, pytest.approx(0.625))
+    split = diff(base, base, supernodes=Supernodes(groups={"a": ("0_5_1",)}), carried=set())
+    assert split.supernodes[0].key == ("0_5_1",)  # the feature of either model, once
+
+
 # Significance
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fasttc import __version__
 from fasttc.graph import Graph, PrunedGraph, graph_json, node_ids, write_graph_json
+from fasttc.graph.read_json import graph_from_json
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -122,7 +124,7 @@ def _colliding(by_hand, index):
 
 def test_ids_of_all_nodes(by_hand):
     assert node_ids(by_hand()) == [
-        "0_5_1", "1_7_1", "0_0_0", "0_0_1", "0_1_0", "0_1_1", "E_11_0", "E_12_1", "3_42_1",
+        "0_5_1", "1_7_1", "0_0_0_error", "0_0_1_error", "0_1_0_error", "0_1_1_error", "E_11_0", "E_12_1", "3_42_1",
     ]  # fmt: skip
 
 
@@ -140,12 +142,24 @@ def test_errors_step_aside_for_features_of_the_same_id(by_hand, layer):
     assert all({link["source"], link["target"]} <= set(kinds) for link in content["links"])
 
 
-def test_errors_keep_their_id_when_the_feature_is_not_there(by_hand):
+def test_an_id_does_not_depend_on_what_else_was_kept(by_hand):
     graph = _colliding(by_hand, index=1)
     mask = torch.ones(graph.n_nodes, dtype=torch.bool)
-    mask[0] = False
-    assert "0_1_1" in node_ids(graph, mask)
-    assert "0_1_1_error" not in node_ids(graph, mask)
+    mask[0] = False  # feature 0_1_1; the error of layer 1 stays
+    assert node_ids(graph, mask) == node_ids(graph)[1:]
+    whole = graph.prune(1.0, 1.0)
+    targets, sources, _ = whole.edges()
+    without = replace(whole, node_mask=mask & whole.node_mask, edge_mask=(targets != 0) & (sources != 0))
+    groups = [["both", "0_1_1_error", "1_7_1"], ["gone", "0_1_1"]]
+    state = {"pinnedIds": ["0_1_1", "0_1_1_error", "9_9_9"], "supernodes": groups}
+    for pruned, pins, supernodes in (
+        (whole, ["0_1_1", "0_1_1_error"], groups),
+        (without, ["0_1_1"], [["both", "0_1_1", "1_7_1"]]),  # circuit-tracer's id of the error
+    ):
+        content = graph_json(pruned, slug="s", q_params=state)
+        assert (content["qParams"]["pinnedIds"], content["qParams"]["supernodes"]) == (pins, supernodes)
+        _, read = graph_from_json(content)
+        assert read.groups["both"] == ("0_1_1_error", "1_7_1")
 
 
 def test_two_targets_of_one_token_have_two_ids(by_hand):

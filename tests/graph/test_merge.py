@@ -226,11 +226,27 @@ def test_groups_of_a_file_are_applied(random_case, seed):
     assert one.supernodes().groups == {"mine": next(iter(made.groups.values()))}
 
 
+def test_a_group_of_the_whole_graph_names_the_same_nodes_in_the_pruned_one(by_hand):
+    adjacency = by_hand().dense()
+    adjacency[8, 5], adjacency[8, 0], adjacency[1, 0] = (
+        5.0,
+        0.01,
+        0.01,
+    )  # the error of layer 1 matters, feature 0_1_1 not
+    graph = by_hand(adjacency=adjacency, features=torch.tensor([[0, 1, 1], [1, 1, 7]]))
+    made = Supernodes(groups={"errors": ("0_0_1_error", "0_1_1_error"), "feature": ("0_1_1",)})
+    whole, missing = merge_by(graph.prune(1, 1), made)
+    assert (missing, whole.supernodes().groups["errors"]) == ([], made.groups["errors"])
+    pruned, missing = merge_by(graph.prune(0.9, 1), made)
+    assert missing == ["0_1_1"]
+    assert pruned.supernodes().groups == {"errors": made.groups["errors"]}
+
+
 def test_groups_that_cannot_be(by_hand):
     with pytest.raises(ValueError, match="groups: expected nodes of this graph, got none of it"):
         merge_by(by_hand(), Supernodes(groups={"a": ("7_7_7",)}))
     with pytest.raises(ValueError, match="expected errors apart from other nodes, got both in 'a'"):
-        merge_by(by_hand().prune(1, 1), Supernodes(groups={"a": ("0_5_1", "0_0_1")}))
+        merge_by(by_hand().prune(1, 1), Supernodes(groups={"a": ("0_5_1", "0_0_1_error")}))
     with pytest.raises(ValueError, match="supernode: expected 9 entries"):
         replace(merge(by_hand()), supernode=torch.zeros(3, dtype=torch.int64))
 

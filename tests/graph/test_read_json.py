@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttc.graph import Supernodes, graph_json, merge, read_graph_json
+from fasttc.graph import Supernodes, graph_json, merge, node_ids, read_graph_json
 from fasttc.graph.networks import to_networkx, write_network
 from fasttc.graph.read_json import graph_from_json
 
@@ -37,7 +37,8 @@ def test_there_and_back(random_case, by_hand, seed):
         **{**random_case(seed, torch.float32), "logit_labels": None}, tokens=["<b>", 'a"b', "", "é", "\n"]
     )
     pruned = graph.prune(0.9).compact()
-    made = Supernodes(groups={"g": ("0_1_0",)}, pinned=("0_1_0",))
+    ids = node_ids(pruned.graph, pruned.node_mask)
+    made = Supernodes(groups={"g": (ids[0],)}, pinned=(ids[0], ids[pruned.n_features]))  # a feature, an error
     content = json.loads(json.dumps(graph_json(pruned, slug="s", q_params=made.to_q_params())))
     back, state = graph_from_json(content)
     assert back.graph.tokens == graph.tokens
