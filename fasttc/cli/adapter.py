@@ -9,6 +9,7 @@ from fasttc.cli import adapter_evaluate, adapter_generate
 from fasttc.cli._adapters import load_pair, quality_text
 from fasttc.cli._common import Run, verb
 from fasttc.cli._data import data_options
+from fasttc.cli._distributed import check_alone
 from fasttc.cli._training import costs, training_options
 
 
@@ -48,6 +49,7 @@ def train(
     """Train adapters so that BASE's MLPs with them act like those of TARGET, the fine-tuned model."""
     from fasttc.training import train_adapters
 
+    check_alone()
     model, base_model, tokenizer = load_pair(run, target, base)
     adapters, report = train_adapters(
         model, base_model, data, tokenizer, out=out, seed=run.seed, **options, **training

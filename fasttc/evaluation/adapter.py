@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fasttc._files import finite
 from fasttc.evaluation.metrics import recovered
 from fasttc.models import check_pair, hybrid
 from fasttc.nn import AdapterSet
@@ -38,9 +39,9 @@ class AdapterEvaluation:
         return self.adapted.kl_recovered(self.hybrid)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """JSON types only; None for a number that is not finite."""
         qualities = {name: getattr(self, name).to_dict() for name in ("hybrid", "adapted")}
-        return {**asdict(self), **qualities, "kl_recovered": self.kl_recovered}
+        return finite({**asdict(self), **qualities, "kl_recovered": self.kl_recovered})
 
 
 def evaluate_adapters(
@@ -114,8 +115,9 @@ class Recovery:
         """``(adapted - hybrid) / (target - hybrid)``; NaN where there is no gap."""
         return recovered(self.target, self.adapted, self.hybrid)
 
-    def to_dict(self) -> dict[str, float]:
-        return {**asdict(self), "recovered": self.recovered}
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON types only; None for a number that is not finite."""
+        return finite({**asdict(self), "recovered": self.recovered})
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ class AdaptOptions(TranscoderOptions):
     """Options of :func:`adapt`, with those of :class:`fasttc.training.options.TranscoderOptions`.
 
     Attributes:
-        train: names of the parameters to train, of W_enc, b_enc, W_dec, b_dec, W_skip; None: all of them.
+        train: names of the parameters to train, of W_enc, b_enc, W_dec, b_dec, W_skip; None: all of them. Every
+            transcoder must have one of them.
         train_threshold: JumpReLU thresholds are trained too; frozen otherwise.
         target_l0: JumpReLU and ReLU are steered to this mean number of active features; None: to what the base's
             transcoders have on the same validation documents, layer by layer. TopK keeps its k.
@@ -120,6 +121,7 @@ def adapt(
     """
     config = make_options(AdaptOptions, "adapt", options)
     check_match(model, tcs, tcs.layers)
+    _check_trains(tcs, config)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
     where = (config.batch_size, run.processes, config.device, config.shard_features)
@@ -162,6 +164,16 @@ def adapt(
         for transcoder, base in zip(adapted, tcs, strict=True):
             transcoder.to(base.W_enc.dtype)
     return save_transcoders(run, out, adapted, report), report
+
+
+def _check_trains(tcs: TranscoderSet, config: AdaptOptions) -> None:
+    for layer, transcoder in zip(tcs.layers, tcs, strict=True):
+        names = [name for name, _ in transcoder.named_parameters() if name in PARAMETERS]
+        if not set(names) & set(config.trained()):
+            raise ValueError(
+                f"train: expected a parameter that every transcoder has, got {', '.join(config.trained())}; "
+                f"that of layer {layer} has {', '.join(names)}"
+            )
 
 
 def _working_copy(transcoder: Transcoder, x: torch.Tensor, group: Processes) -> Transcoder:

@@ -120,13 +120,15 @@ def train_adapters(
 
     Raises:
         ValueError, TypeError: bad options or data; models of different shape or tokenizer, or that do not differ at
-            all; a checkpoint of another configuration; diverging loss.
+            all; a checkpoint of another configuration; diverging loss; several processes (each would do all the work).
         Interrupted: Ctrl-C; the checkpoint resumes.
     """
     config = make_options(AdapterOptions, "train_adapters", options)
     check_pair(target, base)
     check_same_tokenizer(tokenizer, base_tokenizer)
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapter")
+    if run.processes.size > 1:
+        raise ValueError(f"train_adapters: expected one process, got {run.processes.size}")
     tokens = config.open(target, data, tokenizer)
     lr = config.lr or DEFAULT_LR
     with seeded(config.seed), comparison(target, base) as models:

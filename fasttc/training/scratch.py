@@ -50,7 +50,8 @@ class ScratchOptions(TranscoderOptions):
         dead_after: tokens without activation after which a feature is dead; None: a twentieth of the budget, at
             most ten million.
         l1: ReLU only: a fixed weight for the L1 penalty instead of the target.
-        unit_decoder: keeps decoder rows at norm one all the time, not only at the start.
+        unit_decoder: keeps decoder rows at norm one all the time, not only at the start. Not with closed forms, which
+            give rows of any norm.
     """
 
     n_features: int = 4096
@@ -79,6 +80,11 @@ class ScratchOptions(TranscoderOptions):
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
         if self.l1 is not None and self.activation != "relu":
             raise ValueError(f"l1: expected None for activation {self.activation!r}, got {self.l1!r}")
+        if self.unit_decoder and self.refit is not None:
+            raise ValueError(
+                "refit: expected None with unit_decoder (rows of a closed form have any norm), "
+                f"got {self.refit!r}"
+            )
         if self.shard_features and self.activation == "batchtopk":
             raise ValueError(
                 "activation: expected topk, jumprelu or relu with shard_features, got 'batchtopk'"

@@ -45,6 +45,16 @@ def task(tmp_path: Path) -> Path:
     return path
 
 
+def test_train_under_torchrun_is_refused_at_once(fasttc, home: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("--base", "nowhere", "--data", "nowhere.txt", "--out", tmp_path / "a")
+    code, _, err = fasttc("adapter", "train", "nowhere", *words)
+    assert code == 2
+    assert err.splitlines()[1:] == [
+        "fasttc: expected one process, torchrun started 2: call this verb without it"
+    ]
+
+
 def test_evaluate(fasttc, home: Path, pair: tuple[Path, Path], task: Path, tmp_path: Path) -> None:
     words = ("--base", home / "model", "--adapters", pair[1], "--data", home / "text.jsonl", *SMALL)
     command = ("adapter", "evaluate", pair[0], *words, "--tokens", 200)

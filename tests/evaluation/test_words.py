@@ -150,3 +150,4 @@ def test_evaluation_and_recovery(pair, data):
     won = recovery(target, base, adapters, lambda model: {"score": next(scores), "same": 1.0})
     assert won["score"].recovered == 0.5
     assert math.isnan(won["same"].recovered)
+    assert won["same"].to_dict()["recovered"] is None  # JSON has no NaN

@@ -101,6 +101,11 @@ def test_foreign_transcoders_are_refused(model, data):
     [
         ({"train": ("W_up",)}, "train: expected some of W_enc, b_enc, W_dec, b_dec, W_skip, got"),
         ({"train": ()}, "train: expected some of .*, got none"),
+        (
+            {"train": ("W_skip",)},
+            "train: expected a parameter that every transcoder has, got W_skip; that of layer 0 has W_enc, b_enc, "
+            "W_dec, b_dec",
+        ),
         ({"target_l0": 0.0}, "target_l0: expected a number > 0"),
         ({"tokens": -1}, "tokens: expected an int >= 1"),
     ],

@@ -12,6 +12,8 @@ from fasttc.testing import assert_same_bits, assert_within_budget
 from fasttc.training import Interrupted, train_adapters
 from fasttc.training.adapter_quality import AdapterQuality
 from fasttc.training.bridging import AdapterObjective, AdapterTask, comparison
+from fasttc.training.distributed import Processes
+from fasttc.training.loop import Run
 from fasttc.training.packing import NO_LABEL
 
 OPTIONS = {
@@ -216,6 +218,20 @@ def test_models_are_checked(pair, data, tiny_model):
         train_adapters(target, tiny_model("llama", num_hidden_layers=2), data, **OPTIONS)
     with pytest.raises(TypeError, match="train_adapters: unknown option 'k'"):
         train_adapters(target, base, data, k=3)
+
+
+def test_several_processes_are_refused(pair, data, monkeypatch):
+    """Before anything is measured or written: each would do all the work."""
+
+    def two(*arguments):
+        run = Run(*arguments)
+        run.processes = Processes()
+        run.processes.size = 2
+        return run
+
+    monkeypatch.setattr("fasttc.training.adapter.Run", two)
+    with pytest.raises(ValueError, match="train_adapters: expected one process, got 2"):
+        train_adapters(*pair(), data, **OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ def test_quality_matches_the_definitions():
         ({"warmup": 1.0}, r"warmup: expected a share of the steps in \[0, 1\)"),
         ({"layers": (7,)}, r"layers: expected some of \[0, 1, 2\], got \[7\]"),
         ({"l1": 0.1}, "l1: expected None for activation 'topk'"),
+        ({"unit_decoder": True, "refit": "last"}, "refit: expected None with unit_decoder .*, got 'last'"),
+        ({"unit_decoder": True, "refit": "only"}, "refit: expected None with unit_decoder .*, got 'only'"),
         ({"aux": -1.0}, "aux: expected a number >= 0"),
         ({"seed": 0.5}, "seed: expected an int"),
         ({"resume": True}, "resume: expected out="),
