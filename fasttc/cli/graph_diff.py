@@ -58,7 +58,7 @@ def command(
 
     Features are matched by layer, number and position. Give whole graphs: of pruned ones from a file, what was
     dropped counts as absent. With --prompts, features are tested over all prompts (sign-flip test, q = corrected for
-    the number of features).
+    the number of features); nodes, edges and paths are of one prompt, as positions differ between prompts.
     """
     from fasttc.graph import Supernodes, diff, feature_changes
 

@@ -1,4 +1,8 @@
-"""Which features' influence changed over a set of prompts, and is it more than chance."""
+"""Which features' influence changed over a set of prompts, and is it more than chance.
+
+Features only, wherever they are active: nodes, edges and paths belong to the positions of one prompt, and another
+prompt has other positions. ``fasttc.graph.diff`` compares those of one prompt, without a test.
+"""
 
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -12,10 +16,12 @@ from fasttc.graph.influence import Array, start_mass
 
 _FLIPS_AT_ONCE = 256
 
+_Key = tuple[Feature, str]  # and whose it is: "both", or "base" or "tuned" if it was not carried over
+
 
 @dataclass(frozen=True)
 class FeatureChange:
-    """A feature over a set of prompts.
+    """A feature over a set of prompts; of one that was not carried over, the base's or the fine-tuned model's.
 
     Attributes:
         feature: (layer, index).
@@ -24,7 +30,8 @@ class FeatureChange:
         p: of a two-sided sign-flip test of the mean paired difference.
         q: ``p`` after Benjamini and Hochberg over all features.
         in_base, in_tuned: share of the prompts in whose graph it is.
-        trusted: False for features that were declared different in the two models.
+        trusted: False for a feature that was declared different in the two models. There are two of it: one with
+            ``tuned`` 0 (lost), one with ``base`` 0 (gained).
     """
 
     feature: Feature
@@ -69,7 +76,8 @@ def feature_changes(
 
     Args:
         pairs: whole graphs of each prompt in the base and in the fine-tuned model; read one after another.
-        carried: features that still mean the same; None: all.
+        carried: features that still mean the same; None: all. Others are not paired: they count as lost in one model
+            and gained in the other, as in :func:`fasttc.graph.diff`. Features of adapters are always paired.
         flips: random sign patterns; the smallest possible ``p`` is ``1 / (flips + 1)``.
         seed: of the patterns.
 
@@ -79,30 +87,38 @@ def feature_changes(
     Raises:
         ValueError: no prompts.
     """
-    sides: tuple[list[dict[Feature, float]], list[dict[Feature, float]]] = ([], [])
+    trusted = None if carried is None else set(carried)
+    sides: tuple[list[dict[_Key, float]], list[dict[_Key, float]]] = ([], [])
     for pair in pairs:
-        for side, graph in zip(sides, pair, strict=True):
-            side.append(feature_influence(graph))
+        for side, owner, graph in zip(sides, ("base", "tuned"), pair, strict=True):
+            side.append(_keyed(graph, trusted, owner))
     if not sides[0]:
         raise ValueError("pairs: expected at least one prompt, got none")
-    features = sorted({feature for side in sides for prompt in side for feature in prompt})
-    base, tuned = (
-        np.array([[prompt.get(feature, 0.0) for feature in features] for prompt in side]) for side in sides
-    )
+    keys = sorted({key for side in sides for prompt in side for key in prompt})
+    base, tuned = (np.array([[prompt.get(key, 0.0) for key in keys] for prompt in side]) for side in sides)
     in_base, in_tuned = (
-        np.array([[feature in prompt for feature in features] for prompt in side]).mean(0) for side in sides
+        np.array([[key in prompt for key in keys] for prompt in side]).mean(0) for side in sides
     )
     p = _sign_flip(tuned - base, flips, seed)
-    trusted = None if carried is None else set(carried)
     columns = np.stack([base.mean(0), tuned.mean(0), p, _adjusted(p), in_base, in_tuned], 1)
     names = ("base", "tuned", "p", "q", "in_base", "in_tuned")
     found = [
-        FeatureChange(
-            feature, **dict(zip(names, row, strict=True)), trusted=trusted is None or feature in trusted
-        )
-        for feature, row in zip(features, columns.tolist(), strict=True)
+        FeatureChange(feature, **dict(zip(names, row, strict=True)), trusted=owner == "both")
+        for (feature, owner), row in zip(keys, columns.tolist(), strict=True)
     ]
     return sorted(found, key=lambda one: (-abs(one.change), one.feature))
+
+
+def _keyed(graph: Graph, trusted: set[Feature] | None, owner: str) -> dict[_Key, float]:
+    """Influence of each feature, by what it is the same as in the other model: nothing, if it was not carried over."""
+    found = feature_influence(graph)
+    if trusted is None:
+        return {(feature, "both"): influence for feature, influence in found.items()}
+    adapters = {(layer, index) for layer, _, index in graph.features[graph.from_adapter].tolist()}
+    same = trusted | adapters
+    return {
+        (feature, "both" if feature in same else owner): influence for feature, influence in found.items()
+    }
 
 
 def _sign_flip(differences: Array, flips: int, seed: int) -> Array:

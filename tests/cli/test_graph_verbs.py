@@ -104,6 +104,8 @@ def test_diff_of_two_models(fasttc, home: Path, tmp_path: Path) -> None:
     code, text, _ = fasttc(*pair, "--carry-over", table)
     assert "features over 2 prompts" in text
     assert "lost (not trusted)" in text
+    _, shown, _ = fasttc(*pair, "--carry-over", table, "--json")
+    assert all(0 in (one["base"], one["tuned"]) for one in json.loads(shown)["features"])  # none is paired
 
 
 def test_plots_of_paths_and_diffs(fasttc, home: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Changes between two graphs against their dense matrices; significance against planted effects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -184,9 +186,23 @@ def test_finds_a_planted_change(by_hand):
     assert (found[1, 7].in_base, found[1, 7].in_tuned) == (1.0, 1.0)
     assert found[1, 7].p >= 1 / 5000
     assert found[1, 7].q >= found[1, 7].p
-    again = feature_changes(_prompts(by_hand, 0.3), carried={(0, 5)})
-    assert {one.feature: one.trusted for one in again} == {(1, 7): False, (0, 5): True}
-    assert [one.p for one in again] == [found[one.feature].p for one in again]
+
+
+def test_a_feature_that_did_not_carry_over_is_lost_and_gained(by_hand):
+    pairs = _prompts(by_hand, 0.3)
+    found = {one.feature: one for one in feature_changes(pairs)}
+    parts = feature_changes(pairs, carried={(0, 5)})
+    (kept,) = [one for one in parts if one.feature == (0, 5)]
+    assert (kept.trusted, kept.p, kept.change) == (True, found[0, 5].p, found[0, 5].change)
+    lost, gained = sorted((one for one in parts if one.feature == (1, 7)), key=lambda one: one.tuned)
+    whole = found[1, 7]
+    assert (lost.base, lost.tuned, lost.in_base, lost.in_tuned) == (whole.base, 0, 1, 0)
+    assert (gained.base, gained.tuned, gained.in_base, gained.in_tuned) == (0, whole.tuned, 0, 1)
+    assert not lost.trusted
+    assert not gained.trusted
+    assert max(lost.p, gained.p) <= 0.01  # 12 prompts agree in sign
+    adapted = [tuple(replace(graph, metadata={"adapters_from": [9, 7]}) for graph in pair) for pair in pairs]
+    assert [one.trusted for one in feature_changes(adapted, carried=set()) if one.feature == (1, 7)] == [True]
 
 
 def test_finds_no_change_where_there_is_none(by_hand):
