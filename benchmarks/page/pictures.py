@@ -75,7 +75,7 @@ def shots(folder: Path) -> list[Shot]:
         return (
             made
             if features is None
-            else with_evidence(made, FeatureFolder(folder / "features" / features))[0]
+            else with_evidence(made, [FeatureFolder(folder / "features" / features)])[0]
         )
 
     merged = MergedGraph.load(folder / "two_hop.merged.graph").supernodes().to_dict()

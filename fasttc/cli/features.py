@@ -91,7 +91,7 @@ def command(
             **options,
         )
     names = _names(language_model, tokenizer)
-    where = _write(out, kind, scan, found, names, tokenizer, tcs[0].n_features)
+    where = _write(out, kind, scan, found, names, tokenizer, tcs[0].n_features, adapters is not None)
     rows = [
         {
             "layer": e.layer,
@@ -129,14 +129,22 @@ def _opened(
 
 
 def _write(
-    out: Path, kind: str, scan: str, found: Any, names: list[str], tokenizer: Any, n_features: int
+    out: Path,
+    kind: str,
+    scan: str,
+    found: Any,
+    names: list[str],
+    tokenizer: Any,
+    n_features: int,
+    of_adapters: bool,
 ) -> Path:
     from fasttc.report.feature_files import write_lines, write_packed, write_plain
 
+    owner = "adapter" if of_adapters else "transcoder"
     if kind == "packed":
-        return write_packed(out, scan, found, names, n_features)
+        return write_packed(out, scan, found, names, n_features, owner)
     if kind == "plain":
-        return write_plain(out, scan, found, names)
+        return write_plain(out, scan, found, names, owner)
 
     def decode(ids: list[int]) -> str:
         return " ".join(names[i] for i in ids) if tokenizer is None else tokenizer.decode(ids)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Folder of feature files, plain or packed: examples and logits of every feature.",
+    multiple=True,
+    help="Folder of feature files, plain or packed: examples and logits of every feature. Twice, for those of "
+    "transcoders and those of adapters.",
 )
 @click.option(
     "--carry-over",
@@ -51,7 +53,7 @@ def command(
     run: Run,
     graph: Path,
     base: Path | None,
-    features: Path | None,
+    features: tuple[Path, ...],
     carry_over: Path | None,
     supernodes: Path | None,
     html: Path | None,
@@ -75,13 +77,13 @@ def command(
         name=graph.stem,
     )
     merge = loaded.supernodes().to_dict() if merged else None
-    folder = None if features is None else FeatureFolder(features)
+    folders = [FeatureFolder(folder) for folder in features]
     file = supernodes or graph.with_name(f"{graph.stem}.supernodes.json")
     state = _start(file, merge, explicit=supernodes is not None, served=html is None)
     if html is not None:
-        _write(run, data, folder, state, html)
+        _write(run, data, folders, state, html)
     else:
-        _serve(run, data, folder, merge, file, port, open_page)
+        _serve(run, data, folders, merge, file, port, open_page)
 
 
 def _start(file: Path, merge: "State | None", *, explicit: bool, served: bool) -> "State | None":
@@ -107,15 +109,13 @@ def _start(file: Path, merge: "State | None", *, explicit: bool, served: bool) -
 def _write(
     run: Run,
     data: dict[str, Any],
-    features: "FeatureFolder | None",
+    features: "list[FeatureFolder]",
     state: "State | None",
     html: Path,
 ) -> None:
     from fasttc.report import with_evidence, write_page
 
-    left_out = 0
-    if features is not None:
-        data, left_out = with_evidence(data, features)
+    data, left_out = with_evidence(data, features)
     write_page(html, data, state)
     if left_out:
         run.say(
@@ -130,7 +130,7 @@ def _write(
 def _serve(
     run: Run,
     data: dict[str, Any],
-    features: "FeatureFolder | None",
+    features: "list[FeatureFolder]",
     merge: "State | None",
     supernodes: Path,
     port: int,

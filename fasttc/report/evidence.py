@@ -1,16 +1,19 @@
 """Feature evidence for the page: reads the feature files that ``feature_files`` and others write, plain and packed.
 
 Plain: one file per feature, named by Cantor's pairing of layer and index. Packed: see ``packed``. Either lies in the
-folder itself or in one folder per model below it: ``<folder>/<pair>.json`` or ``<folder>/<scan>/<pair>.json``.
+folder itself or in one folder per model below it: ``<folder>/<pair>.json`` or ``<folder>/<scan>/<pair>.json``. The file
+of an adapter's feature says so (``"owner": "adapter"``); its numbers are the adapter's own.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fasttc._files import read_json
 from fasttc.graph.export import feature_number
 from fasttc.report.packed import INDEX, PackedFiles
 
+Owner = Literal["transcoder", "adapter"]
 _LOGITS = 10  # promoted and suppressed tokens that are shown
 _EXAMPLES = 5  # of the first group (the strongest); two of every other
 _TOKENS = 64  # of one example, around its strongest token
@@ -44,8 +47,12 @@ class FeatureFolder:
         self.path = path
         self._packed = PackedFiles(path) if (path / INDEX).is_file() else None
 
-    def find(self, layer: int, index: int) -> dict[str, Any] | None:
+    def find(self, layer: int, index: int, owner: Owner = "transcoder") -> dict[str, Any] | None:
         """What the page shows of a feature, or None if there is nothing about it.
+
+        Args:
+            layer, index: of the feature in its own set.
+            owner: whose feature it is; one of the other owner with these numbers is another feature.
 
         Raises:
             ValueError: the file is not a feature file; the message names it.
@@ -58,11 +65,19 @@ class FeatureFolder:
         if content is None:
             return None
         try:
-            return shown(content)
+            return shown(content) if content.get("owner", "transcoder") == owner else None
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{file}: expected a feature file, got a broken one for {layer}/{index}: {error!r}"
             ) from error
+
+
+def find_evidence(
+    folders: Iterable[FeatureFolder], owner: Owner, layer: int, index: int
+) -> dict[str, Any] | None:
+    """What the first folder that knows the feature has on it, or None."""
+    found = (folder.find(layer, index, owner) for folder in folders)
+    return next((evidence for evidence in found if evidence is not None), None)
 
 
 def _holds_features(folder: Path) -> bool:

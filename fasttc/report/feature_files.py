@@ -3,7 +3,8 @@
 *Plain*: one file ``<scan>/<id>.json`` per feature, where the id is Cantor's pairing of layer and index, as in graph
 files. *Packed*: ``index.json.gz``, a list with ``{"filename", "offsets"}`` per layer, and ``layer_<i>.bin``. The
 record of feature ``f`` lies at ``offsets[f]`` to ``offsets[f + 1]``: four bytes little-endian length, then
-zlib-compressed JSON; that of a feature without evidence is empty. Viewers fetch records by byte range. *Lines*: one
+zlib-compressed JSON; that of a feature without evidence is empty. Viewers fetch records by byte range. In both,
+``owner`` says whether a feature is a transcoder's or an adapter's; layer and index are those in that set. *Lines*: one
 JSON object per line and feature, for people and judges: figures, tokens, and the strongest examples as marked text.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from fasttc._files import atomic_file, atomic_folder
 from fasttc.analysis import Example, FeatureEvidence
 from fasttc.graph.export import feature_number
+from fasttc.report.evidence import Owner
 from fasttc.report.packed import INDEX
 
 _PACKED = re.compile(r"layer_\d+\.bin|" + re.escape(INDEX))
@@ -31,7 +33,9 @@ MARKS = "«", "»"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
-def feature_json(evidence: FeatureEvidence, names: Sequence[str], scan: str = "") -> dict[str, Any]:
+def feature_json(
+    evidence: FeatureEvidence, names: Sequence[str], scan: str = "", owner: Owner = "transcoder"
+) -> dict[str, Any]:
     """One feature as JSON. ``names`` gives the text of every token id."""
     sample = np.array(evidence.sample) if evidence.sample else np.zeros(1)
     counts, _ = np.histogram(sample, bins=BINS, range=(0.0, max(evidence.maximum, 1e-12)))
@@ -44,6 +48,7 @@ def feature_json(evidence: FeatureEvidence, names: Sequence[str], scan: str = ""
         "transcoder_id": f"{scan}-{evidence.layer}" if scan else str(evidence.layer),
         "index": evidence.index,
         "layer": evidence.layer,
+        "owner": owner,
         "examples_quantiles": quantiles,
         "top_logits": [names[token] for token, _ in evidence.promoted],
         "bottom_logits": [names[token] for token, _ in evidence.suppressed],
@@ -66,19 +71,28 @@ def _example(example: Example, names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_plain(
-    folder: str | Path, scan: str, found: Iterable[FeatureEvidence], names: Sequence[str]
+    folder: str | Path,
+    scan: str,
+    found: Iterable[FeatureEvidence],
+    names: Sequence[str],
+    owner: Owner = "transcoder",
 ) -> Path:
     """Writes ``<folder>/<scan>/<id>.json`` for every feature, each whole or absent; returns the folder of the files."""
     where = Path(folder) / scan
     for evidence in found:
         path = where / f"{feature_number(evidence.layer, evidence.index)}.json"
         with atomic_file(path) as temporary:
-            temporary.write_bytes(_encoded(evidence, names, scan))
+            temporary.write_bytes(_encoded(evidence, names, scan, owner))
     return where
 
 
 def write_packed(
-    folder: str | Path, scan: str, found: Sequence[FeatureEvidence], names: Sequence[str], n_features: int
+    folder: str | Path,
+    scan: str,
+    found: Sequence[FeatureEvidence],
+    names: Sequence[str],
+    n_features: int,
+    owner: Owner = "transcoder",
 ) -> Path:
     """Writes the packed files of all layers as one folder that takes the place of ``folder``; returns it.
 
@@ -98,7 +112,7 @@ def write_packed(
                     evidence = by_layer.get(layer, {}).get(feature)
                     size = 0
                     if evidence is not None:
-                        record = zlib.compress(_encoded(evidence, names, scan))
+                        record = zlib.compress(_encoded(evidence, names, scan, owner))
                         size = file.write(struct.pack("<I", len(record))) + file.write(record)
                     offsets.append(offsets[-1] + size)
             index.append({"filename": name, "offsets": offsets})
@@ -121,8 +135,8 @@ def check_packed_folder(folder: str | Path) -> None:
         )
 
 
-def _encoded(evidence: FeatureEvidence, names: Sequence[str], scan: str) -> bytes:
-    return json.dumps(feature_json(evidence, names, scan)).encode()
+def _encoded(evidence: FeatureEvidence, names: Sequence[str], scan: str, owner: Owner) -> bytes:
+    return json.dumps(feature_json(evidence, names, scan, owner)).encode()
 
 
 def write_lines(

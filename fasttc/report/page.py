@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +22,7 @@ from fasttc._files import atomic_file
 from fasttc.graph import KINDS, Graph, PrunedGraph, Scores, node_ids
 from fasttc.graph.diff import check_owners
 from fasttc.graph.names import feature_numbers
-from fasttc.report.evidence import FeatureFolder
+from fasttc.report.evidence import FeatureFolder, find_evidence
 from fasttc.report.state import State, origin
 
 MAX_EDGES = 120_000  # about 2 MB; what a browser prunes anew in less time than a slider's next step
@@ -120,7 +120,7 @@ def _about(whole: Graph, scores: Scores, thresholds: list[float]) -> dict[str, A
     }
 
 
-_COLUMNS = ("id", "kind", "layer", "position", "feature", "label", "number", "owner", "carried")
+_COLUMNS = ("id", "kind", "layer", "position", "feature", "label", "number", "owner", "carried", "evidence")
 
 
 def _union(
@@ -136,15 +136,15 @@ def _union(
         described = zip(_keys(graph), node_ids(graph), _described(graph, labels, carried or {}), strict=True)
         for place, node_id, about in described:
             judged = carried is not None and KINDS[place[0]] == "feature" and about[2] != "adapter"
-            key = (
-                (*place, which) if judged and about[3] != "kept" else place
-            )  # the same in both graphs, or not
+            apart = judged and about[3] != "kept"  # not the same in both graphs
+            key = (*place, which) if apart else place
             if key not in rows:
                 rows[key] = len(rows)
                 while node_id in taken:  # another node of the first graph
                     node_id += "_base"
                 taken.add(node_id)
-                entry = (node_id, KINDS[key[0]], *key[1:4], *about)
+                evidence = "" if apart and which else _evidence_key(KINDS[key[0]], key[1], *about)
+                entry = (node_id, KINDS[key[0]], *key[1:4], *about, evidence)
                 for name, value in zip(table, entry, strict=True):
                     table[name].append(value)
             own.append(rows[key])
@@ -182,6 +182,11 @@ def _described(graph: Graph, labels: FeatureLabels, carried: Verdicts) -> list[t
     return [*features, *((label, "", "", "") for label in others)]
 
 
+def _evidence_key(kind: str, layer: int, label: str, number: str, owner: str, carried: str) -> str:
+    """What the evidence of a feature goes by: its owner, layer and index in its own set; nothing for other nodes."""
+    return f"{owner or 'transcoder'}/{layer}/{number[1:]}" if kind == "feature" else ""
+
+
 def _columns(graph: Graph) -> dict[str, Any]:
     """The numbers of a graph; float32 ones (``single``) with the fewest digits that give the same float32."""
     numbers = {
@@ -201,27 +206,24 @@ def _columns(graph: Graph) -> dict[str, Any]:
     }
 
 
-def with_evidence(data: dict[str, Any], folder: FeatureFolder) -> tuple[dict[str, Any], int]:
-    """``data`` with the feature evidence in it, and how many features of the folder found no room.
+def with_evidence(data: dict[str, Any], folders: Sequence[FeatureFolder]) -> tuple[dict[str, Any], int]:
+    """``data`` with the feature evidence in it, and how many features of the folders found no room.
 
     Features come in node order; after ``12 MB`` the rest is left out (a served page reads them one by one instead).
+    A feature that the base alone has, since it was declared another one, has no evidence: the folders are those of
+    the fine-tuned model.
     """
     evidence, size, left_out = {}, 0, 0
-    nodes = data["nodes"]
-    wanted = {
-        (layer, feature)
-        for kind, layer, feature in zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
-        if kind == "feature"
-    }
-    for layer, feature in sorted(wanted):
-        found = folder.find(layer, feature)
+    for key in dict.fromkeys(filter(None, data["nodes"]["evidence"])):
+        owner, layer, index = key.split("/")
+        found = find_evidence(folders, owner, int(layer), int(index))
         if found is None:
             continue
         size += len(json.dumps(found))
         if size > _EVIDENCE_BYTES:
             left_out += 1
         else:
-            evidence[f"{layer}_{feature}"] = found
+            evidence[key] = found
     return {**data, "evidence": evidence}, left_out
 
 

@@ -2,8 +2,8 @@
 
 Only 127.0.0.1 listens. The address holds a random token; without it everything is 404. A request must name this server
 as its host (a page elsewhere cannot point its own name here) and, to save, come from the page itself. No part of an
-address ever becomes a path: the page, the edited state and the evidence of a feature by its two numbers are all there
-is.
+address ever becomes a path: the page, the edited state and the evidence of a feature by its owner and two numbers are
+all there is.
 """
 
 import hmac
@@ -11,18 +11,18 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from fasttc.report.evidence import FeatureFolder
+from fasttc.report.evidence import FeatureFolder, find_evidence
 from fasttc.report.page import page_html, policy
 from fasttc.report.state import State, origin, read_state, write_state
 
 MAX_BODY = 4_000_000  # bytes of edited state
-_FEATURE = re.compile(r"features/([0-9]{1,6})/([0-9]{1,9})")
+_FEATURE = re.compile(r"features/(transcoder|adapter)/([0-9]{1,6})/([0-9]{1,9})")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -40,7 +40,7 @@ class PageServer(ThreadingHTTPServer):
         data: from ``page_data``.
         state_file: where edited state is read from, if it is there, and saved to.
         state: where it starts if there is no such file yet; empty by default.
-        features: where feature evidence comes from, if anywhere.
+        features: where feature evidence comes from; the first folder that has some of a feature is taken.
         port: 0 takes a free one.
 
     Attributes:
@@ -60,13 +60,13 @@ class PageServer(ThreadingHTTPServer):
         *,
         state_file: str | Path,
         state: State | None = None,
-        features: FeatureFolder | None = None,
+        features: Sequence[FeatureFolder] = (),
         port: int = 0,
     ) -> None:
         self.state_file = Path(state_file)
         self.initial = state
         self.features = features
-        self.data = {**data, "has_evidence": features is not None, "state_file": self.state_file.name}
+        self.data = {**data, "has_evidence": bool(features), "state_file": self.state_file.name}
         self.saving = threading.Lock()
         self.state()
         super().__init__(("127.0.0.1", port), _Handler)
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if place == "":
             self._answer(self._page)
         elif feature is not None:
-            self._answer(lambda: self._evidence(int(feature[1]), int(feature[2])))
+            self._answer(lambda: self._evidence(feature[1], int(feature[2]), int(feature[3])))
         else:
             self._refuse(HTTPStatus.NOT_FOUND)
 
@@ -136,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.data, self.server.state(), served=True
         ).encode(), "text/html; charset=utf-8"
 
-    def _evidence(self, layer: int, index: int) -> tuple[bytes, str]:
-        found = None if self.server.features is None else self.server.features.find(layer, index)
+    def _evidence(self, owner: Any, layer: int, index: int) -> tuple[bytes, str]:
+        found = find_evidence(self.server.features, owner, layer, index)
         return json.dumps(found).encode(), "application/json"
 
     def _save(self, body: bytes) -> tuple[bytes, str]:

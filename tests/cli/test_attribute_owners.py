@@ -1,6 +1,7 @@
 """``fasttc attribute`` with adapters, and with the edges split by attention head."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_adapters_beside_transcoders_and_alone(fasttc, home: Path, adapters: Pat
         expected = {(x[0], x[2] - 64 * (owner == "adapter")) for x, own in
                     zip(kept.features.tolist(), kept.owners, strict=True) if own == owner}  # fmt: skip
         assert {(one["layer"], one["feature"]) for one in json.loads(shown)["features"]} == expected
+    folders = ("--features", tmp_path / "transcoder", "--features", tmp_path / "adapter")
+    assert fasttc("graph", "view", small, *folders, "--html", tmp_path / "p.html")[0] == 0
+    page = json.loads(re.search(r'id="page-data">(.*?)</script>', (tmp_path / "p.html").read_text())[1])  # type: ignore[index]
+    assert page["evidence"].keys() == {key for key in page["nodes"]["evidence"] if key}
+    assert {key.split("/")[0] for key in page["evidence"]} == {"transcoder", "adapter"}
     code, _, err = fasttc(*evidence, *given, "--graph", home / "g.graph", "--out", tmp_path / "none")
     assert code == 2
     assert "--graph: expected features of adapters, got none" in err.splitlines()[-1]

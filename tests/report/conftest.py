@@ -53,8 +53,8 @@ def hostile(small: Graph) -> Graph:
     )
 
 
-def feature_file(text: str = "fever") -> dict[str, Any]:
-    """A feature file as ecosystem's viewers read them."""
+def feature_file(text: str = "fever", **more: Any) -> dict[str, Any]:
+    """A feature file as ecosystem's viewers read them, with more entries."""
     example = {"tokens": ["a", " b", f" {text}"], "tokens_acts_list": [0.0, 0.5, 2.0], "train_token_ind": 2}
     return {
         "index": 5,
@@ -69,6 +69,7 @@ def feature_file(text: str = "fever") -> dict[str, Any]:
         "act_max": 2.0,
         "histogram": [5, 3, 1],
         "activation_frequency": 0.012,
+        **more,
     }
 
 
@@ -76,12 +77,18 @@ def feature_file(text: str = "fever") -> dict[str, Any]:
 def write_features(tmp_path: Path) -> Callable[..., Path]:
     """Writes feature files of the given (layer, index) pairs; returns the folder."""
 
-    def write(pairs: list[tuple[int, int]], text: str = "fever", below: str = "") -> Path:
-        folder = tmp_path / "features"
+    def write(
+        pairs: list[tuple[int, int]],
+        text: str = "fever",
+        below: str = "",
+        name: str = "features",
+        **more: Any,
+    ) -> Path:
+        folder = tmp_path / name
         (folder / below).mkdir(parents=True, exist_ok=True)
         for layer, index in pairs:
             number = (layer + index) * (layer + index + 1) // 2 + index
-            (folder / below / f"{number}.json").write_text(json.dumps(feature_file(text)))
+            (folder / below / f"{number}.json").write_text(json.dumps(feature_file(text, **more)))
         return folder
 
     return write

@@ -190,7 +190,7 @@ def test_the_keyboard_does_what_the_pointer_does(driver, show, small):
 
 def test_evidence_of_a_feature_comes_from_its_file(driver, show, small, write_features):
     pairs = sorted({(layer, index) for layer, _, index in small.features.tolist()})
-    show(small, features=FeatureFolder(write_features(pairs, text=HOSTILE[1])))
+    show(small, features=[FeatureFolder(write_features(pairs, text=HOSTILE[1]))])
     click_node(driver, features(driver, 1)[0])
     deadline = time.monotonic() + 5
     while not texts(driver, ".evidence") and time.monotonic() < deadline:
@@ -200,6 +200,30 @@ def test_evidence_of_a_feature_comes_from_its_file(driver, show, small, write_fe
     assert js(driver, "return document.querySelectorAll('img').length") == 0
     assert complaints(driver) == []
     picture(driver, "evidence")
+
+
+def test_without_evidence_of_a_feature_the_panel_says_why(driver, show, small, write_features):
+    pairs = sorted({(layer, index) for layer, _, index in small.features.tolist()})
+    verdicts = dict.fromkeys(pairs, "changed")
+    joint = replace(small, metadata={"adapters_from": [2000] * 4})
+    data = page_data(joint, base=joint, carried=verdicts, name="g")
+    show(joint, data=data, features=[FeatureFolder(write_features(pairs, text="mine"))])
+    nodes = data["nodes"]
+    rows = range(len(nodes["id"]))
+    own, adapter = (next(row for row in rows if nodes["evidence"][row].startswith(x)) for x in ("tr", "ad"))
+    base = next(row for row in rows if nodes["id"][row].endswith("_base"))
+    js(driver, "fasttc.app.setShares([1, 1]); fasttc.app.setView('diff')")
+    said = {}
+    for name, row in (("own", own), ("adapter", adapter), ("base", base)):
+        js(driver, "fasttc.app.select(arguments[0])", nodes["id"][row])
+        deadline = time.monotonic() + 5
+        while not (found := texts(driver, "#selection > div:last-child > *")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        said[name] = found
+    assert said["own"][0].startswith("Feature evidence")
+    assert said["adapter"] == ["No evidence of this adapter’s feature here."]
+    assert said["base"][0].startswith("No evidence here: what was given is of the fine-tuned model")
+    assert complaints(driver) == []
 
 
 def test_views_of_two_graphs(driver, show, small, tuned):

@@ -49,6 +49,13 @@ def test_files_in_the_folder_or_one_below(write_features, below):
     assert folder.find(1, 8) is None
 
 
+def test_a_feature_of_another_owner_is_another_feature(write_features):
+    unmarked, adapter = write_features([(1, 7)]), write_features([(1, 7)], name="a", owner="adapter")
+    assert FeatureFolder(unmarked).find(1, 7, "adapter") is None
+    assert FeatureFolder(adapter).find(1, 7) is None
+    assert FeatureFolder(adapter).find(1, 7, "adapter") == FeatureFolder(unmarked).find(1, 7)
+
+
 def test_long_examples_are_cut_around_their_peak(write_features):
     path = write_features([(0, 0)])
     content = feature_file()

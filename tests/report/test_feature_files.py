@@ -10,6 +10,7 @@ import pytest
 
 from fasttc.analysis import Example, FeatureEvidence
 from fasttc.graph.export import feature_number
+from fasttc.report import FeatureFolder
 from fasttc.report.feature_files import BINS, feature_json, write_lines, write_packed, write_plain
 
 NAMES = ["a", "</script>", "<b>", "d", "é"]
@@ -27,6 +28,7 @@ def test_json_has_what_the_viewers_read():
     content = feature_json(_evidence(2, 7), NAMES, "set")
     assert content["index"] == 7
     assert content["transcoder_id"] == "set-2"
+    assert content["owner"] == "transcoder"
     assert [q["quantile_name"] for q in content["examples_quantiles"]][:2] == ["Top", "Subsample interval 0"]
     example = content["examples_quantiles"][0]["examples"][0]
     assert example["tokens"] == ["a", "</script>", "é"]
@@ -97,6 +99,14 @@ def test_packed_files_replace_nothing_but_packed_files(tmp_path, strange):
     with pytest.raises(ValueError, match=rf"out: expected an empty folder or .* got a folder with {strange}"):
         write_packed(folder, "set", found, NAMES, n_features=1)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_files_say_that_features_are_an_adapters(tmp_path):
+    plain = write_plain(tmp_path, "a", [_evidence(0, 3)], NAMES, "adapter")
+    packed = write_packed(tmp_path / "packed", "a", [_evidence(0, 3)], NAMES, 5, "adapter")
+    for folder in (plain, packed):
+        assert FeatureFolder(folder).find(0, 3) is None
+        assert FeatureFolder(folder).find(0, 3, "adapter")["top"] == ["</script>"]
 
 
 def test_lines_show_each_feature_to_a_reader(tmp_path, tiny_tokenizer):

@@ -193,14 +193,49 @@ def test_our_scripts_never_parse_strings(sink):
 
 def test_evidence_travels_with_the_page_as_far_as_there_is_room(small, write_features, monkeypatch):
     pairs = sorted({(layer, index) for layer, _, index in small.features.tolist()})
-    folder = FeatureFolder(write_features(pairs[:5]))
+    folder = [FeatureFolder(write_features(pairs[:5]))]
     data, left_out = with_evidence(page_data(small), folder)
-    assert list(data["evidence"]) == [f"{layer}_{index}" for layer, index in pairs[:5]]
+    assert set(data["evidence"]) == {f"transcoder/{layer}/{index}" for layer, index in pairs[:5]}
     assert left_out == 0
     monkeypatch.setattr(page, "_EVIDENCE_BYTES", 1000)
     data, left_out = with_evidence(page_data(small), folder)
     assert len(data["evidence"]) + left_out == 5
     assert left_out > 0
+
+
+def test_evidence_is_of_the_owners_own_features(small, write_features):
+    """Feature 1000 of an adapter is not feature 1000 of the transcoder, nor feature 3000 of both together."""
+    joint = replace(small, metadata={"adapters_from": [2000] * 4})
+    places = [(layer, index) for layer, _, index in small.features.tolist()]
+    own = [(layer, index - 2000 * (index >= 2000)) for layer, index in places]
+    transcoders = FeatureFolder(write_features([*places, *own], text="transcoder"))
+    adapters = FeatureFolder(write_features([*places, *own], text="adapter", name="a", owner="adapter"))
+    for folders in ([transcoders], [adapters], [transcoders, adapters], [adapters, transcoders]):
+        data, _ = with_evidence(page_data(joint), folders)
+        for row, ((layer, index), (_, number)) in enumerate(zip(places, own, strict=True)):
+            owner = "adapter" if index >= 2000 else "transcoder"
+            assert data["nodes"]["evidence"][row] == f"{owner}/{layer}/{number}"
+            found = data["evidence"].get(f"{owner}/{layer}/{number}")
+            given = (adapters if owner == "adapter" else transcoders) in folders
+            assert (found["top"][0] if found else None) == (owner if given else None)
+    assert set(data["nodes"]["evidence"][small.n_features :]) == {""}
+
+
+def test_what_the_base_meant_by_a_number_has_no_evidence(small, tuned, write_features):
+    places = {(layer, index) for layer, _, index in small.features.tolist()}
+    verdicts = {place: ("kept", "changed")[place[1] % 2] for place in places}
+    data, _ = with_evidence(
+        page_data(tuned, base=small, carried=verdicts), [FeatureFolder(write_features(sorted(places)))]
+    )
+    nodes, in_tuned = data["nodes"], set(data["graphs"][0]["nodes"])
+    for row, (kind, layer, index) in enumerate(
+        zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
+    ):
+        if kind == "feature":
+            shown = verdicts[layer, index] == "kept" or row in in_tuned
+            assert nodes["evidence"][row] == (f"transcoder/{layer}/{index}" if shown else "")
+    assert nodes["evidence"].count("") > small.n_nodes - small.n_features
+    assert set(page_data(tuned, base=small)["nodes"]["evidence"][: tuned.n_features]) != {""}
 
 
 def test_the_file_is_whole_or_absent(small, tmp_path):

@@ -24,8 +24,11 @@ WRITTEN = {**STATE, "page": {**STATE["page"], "from": origin(None)}}
 @pytest.fixture
 def server(serve, small, tmp_path, write_features):
     layer, _, index = small.features[0].tolist()
-    folder = FeatureFolder(write_features([(layer, index)]))
-    return serve(page_data(small), state_file=tmp_path / "g.supernodes.json", features=folder)
+    folders = [
+        FeatureFolder(write_features([(layer, index)])),
+        FeatureFolder(write_features([(layer, index)], text="drug", name="adapters", owner="adapter")),
+    ]
+    return serve(page_data(small), state_file=tmp_path / "g.supernodes.json", features=folders)
 
 
 def ask(server: PageServer, path: str, method: str = "GET", body: bytes | None = None, **headers: str):
@@ -80,8 +83,9 @@ def test_without_the_secret_there_is_nothing(server, path):
 @pytest.mark.parametrize(
     "path",
     [
-        "state", "../", "..%2f..%2fetc/passwd", "features/../../etc/passwd", "features/1/2/3", "features/-1/2",
-        "features/1/2.json", "features/9999999/1", "_assets/page.css", "features/", "index.html",
+        "state", "../", "..%2f..%2fetc/passwd", "features/../../etc/passwd", "features/1/2", "features/base/1/2",
+        "features/adapter/-1/2", "features/adapter/1/2.json", "features/transcoder/9999999/1",
+        "_assets/page.css", "features/", "index.html",
     ],
 )  # fmt: skip
 def test_no_address_becomes_a_path(server, path):
@@ -95,20 +99,21 @@ def test_other_host_names_are_refused(server, host):
     assert post(server, STATE, Host=host)[0] == 403
 
 
-def test_feature_evidence_by_number(server, small):
+def test_feature_evidence_by_owner_and_number(server, small):
     layer, _, index = small.features[0].tolist()
-    status, headers, body = ask(server, f"features/{layer}/{index}")
+    status, headers, body = ask(server, f"features/transcoder/{layer}/{index}")
     assert status == 200
     assert headers["Content-Type"] == "application/json"
     assert json.loads(body)["top"] == ["fever", "hip"]
-    assert json.loads(ask(server, "features/999/1")[2]) is None
+    assert json.loads(ask(server, f"features/adapter/{layer}/{index}")[2])["top"] == ["drug", "hip"]
+    assert json.loads(ask(server, "features/transcoder/999/1")[2]) is None
 
 
 def test_a_broken_feature_file_is_a_message(server, small):
     layer, _, index = small.features[0].tolist()
-    for file in server.features.path.iterdir():
+    for file in server.features[0].path.iterdir():
         file.write_text("[]")
-    status, _, body = ask(server, f"features/{layer}/{index}")
+    status, _, body = ask(server, f"features/transcoder/{layer}/{index}")
     assert status == 400
     assert b"expected a feature file" in body
 

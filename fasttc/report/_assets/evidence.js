@@ -5,17 +5,26 @@ fasttc.evidence = (() => {
   const { el, token, visible, number } = fasttc.base;
   const known = new Map();
 
-  /** What is known of a feature, or null. */
-  async function find(data, layer, feature) {
-    const key = `${layer}_${feature}`;
+  /** Whether there is evidence of any feature. */
+  const given = (data) => (data.served ? data.has_evidence : Object.keys(data.evidence).length > 0);
+
+  /** What is known of a feature by its key in the node table (owner, layer, index), or null. */
+  async function find(data, key) {
+    if (!key || !given(data)) return null;
     if (!data.served) return data.evidence[key] ?? null;
-    if (!data.has_evidence) return null;
     if (!known.has(key)) {
-      const answer = await fetch(`features/${layer}/${feature}`);
+      const answer = await fetch(`features/${key}`);
       if (!answer.ok) throw new Error((await answer.text()).trim());
       known.set(key, await answer.json());
     }
     return known.get(key);
+  }
+
+  /** A feature of which nothing is known, where something is known of others. */
+  function none(key) {
+    const why = key === "" ? "No evidence here: what was given is of the fine-tuned model, where this number is another feature."
+      : key.startsWith("adapter") ? "No evidence of this adapter’s feature here." : "No evidence of this feature here.";
+    return el("p", { class: "quiet" }, why);
   }
 
   const tokens = (title, list, kind) => list.length === 0 ? null
@@ -56,5 +65,5 @@ fasttc.evidence = (() => {
       ...groups.map((group, at) => el("details", { open: at === 0 }, el("summary", {}, visible(group.name)), ...group.examples.map(example))));
   }
 
-  return { find, show };
+  return { find, given, none, show };
 })();

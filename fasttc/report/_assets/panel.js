@@ -144,10 +144,10 @@ fasttc.panel = (() => {
 
   /** A place for the evidence of a feature, filled when it is there. */
   function evidence(node) {
-    if (node.kind !== "feature") return null;
-    const holder = el("div"), turn = drawn;
-    fasttc.evidence.find(app.data, node.layer, node.feature).then((found) => {
-      if (turn === drawn && found) holder.replaceChildren(fasttc.evidence.show(found));
+    if (node.kind !== "feature" || !fasttc.evidence.given(app.data)) return null;
+    const holder = el("div"), turn = drawn, key = app.table.evidence[node.members[0]];
+    fasttc.evidence.find(app.data, key).then((found) => {
+      if (turn === drawn) holder.replaceChildren(found ? fasttc.evidence.show(found) : fasttc.evidence.none(key));
     }, (error) => holder.replaceChildren(el("p", { class: "quiet" }, error.message)));
     return holder;
   }
