@@ -12,13 +12,13 @@ from fasttc.training.finetune import FinetuneOptions as FinetuneOptions
 from fasttc.training.finetune import FinetuneReport as FinetuneReport
 from fasttc.training.finetune import finetune as finetune
 from fasttc.training.finetune import finetune_ffn as finetune_ffn
-from fasttc.training.loop import Diverged as Diverged
-from fasttc.training.loop import Interrupted as Interrupted
 from fasttc.training.loop import Progress as Progress
 from fasttc.training.report import TranscoderReport as TranscoderReport
 from fasttc.training.scratch import ScratchOptions as ScratchOptions
 from fasttc.training.scratch import train as train
 from fasttc.training.sharded import ShardedTranscoder as ShardedTranscoder
+from fasttc.training.stopping import Diverged as Diverged
+from fasttc.training.stopping import Interrupted as Interrupted
 
 __all__ = [
     "AdaptOptions",

@@ -120,7 +120,9 @@ def train_adapters(
 
     Raises:
         ValueError, TypeError: bad options or data; models of different shape or tokenizer, or that do not differ at
-            all; a checkpoint of another configuration; diverging loss; several processes (each would do all the work).
+            all; a checkpoint of another configuration; several processes (each would do all the work); a loss that
+            diverges before the first checkpoint; after it the weights of the last one are the result, and ``stopped``
+            of the report says so.
         Interrupted: Ctrl-C; the checkpoint resumes.
     """
     config = make_options(AdapterOptions, "train_adapters", options)

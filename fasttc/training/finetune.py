@@ -148,7 +148,8 @@ def finetune(
 
     Raises:
         ValueError, TypeError: bad options or data; data that changes nothing; "lora" without peft, or for a model with
-            adapters; a checkpoint of another configuration; diverging loss.
+            adapters; a checkpoint of another configuration; a loss that diverges before the first checkpoint; after it
+            the weights of the last one are the result, and ``stopped`` of the report says so.
         Interrupted: Ctrl-C; the checkpoint resumes.
         ProcessLost: another process of the same training has ended; the checkpoint resumes.
     """

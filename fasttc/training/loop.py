@@ -2,11 +2,8 @@
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +17,7 @@ from fasttc.training.data import TokenStream
 from fasttc.training.distributed import Processes, ProcessLost, processes
 from fasttc.training.optimiser import Optimiser, schedule
 from fasttc.training.packing import TokenBatch
+from fasttc.training.stopping import Diverged, Interrupted, stop_flag
 from fasttc.training.watch import Watch
 
 
@@ -112,29 +110,6 @@ class Run:
         return None if self.folder is None else self.folder / "checkpoint"
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training. ``step`` steps are done; ``checkpoint`` resumes there, or is None."""
-
-    def __init__(self, step: int, checkpoint: Path | None) -> None:
-        kept = f"; {checkpoint} resumes there" if checkpoint else "; nothing was saved (no out= was given)"
-        super().__init__(f"interrupted after step {step}{kept}")
-        self.step = step
-        self.checkpoint = checkpoint
-
-
-class Diverged(ValueError):
-    """The loss became infinite, not a number, or rose far above its lowest. ``checkpoint`` is the last good one."""
-
-    def __init__(self, step: int, loss: float, lowest: float, checkpoint: Path | None) -> None:
-        kept = f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
-        super().__init__(
-            f"training diverged at step {step}: loss {loss:.4g}, lowest before {lowest:.4g}; "
-            f"try a lower learning rate{kept}"
-        )
-        self.step = step
-        self.checkpoint = checkpoint
-
-
 @dataclass
 class Outcome:
     """What a loop has done: totals over all sittings, the last averaged metrics, and why it stopped early if it did."""
@@ -160,7 +135,8 @@ class Loop:
         lr, warmup, decay: the schedule; ``warmup`` is a share of all updates.
         run: see :class:`Run`.
         config: what a checkpoint has to agree on to be resumed (JSON types).
-        watch: stops early, and ends with its best weights, also when the loss diverges; None: neither.
+        watch: stops early, and ends with its best weights, also when the loss diverges; None: neither. Without a look
+            a loss that diverges ends with the weights of the last checkpoint.
     """
 
     task: Task
@@ -184,11 +160,12 @@ class Loop:
     _agreed: bool = False
 
     def run_all(self) -> Outcome:
-        """Trains to the end, or raises :class:`Interrupted`, :class:`Diverged` or :class:`ProcessLost`."""
+        """Trains to the end, or to where it stops early; raises :class:`Interrupted`, :class:`ProcessLost`, or
+        :class:`Diverged` if there are no earlier weights to end with."""
         self._start()
         every = self.run.checkpoint_every or max(1, math.ceil(self.steps / 10))
         try:
-            with _stop_flag() as stopped, self._bar() as bar:
+            with stop_flag() as stopped, self._bar() as bar:
                 started = time.perf_counter() - self._seconds
                 while self._step < self.steps and not self._stopped:
                     self._one_step()
@@ -212,13 +189,27 @@ class Loop:
         except ProcessLost as error:
             raise self._lost(error) from error
         except Diverged as error:
-            if self.watch is None or not self.watch.put_back():
+            kept = self._go_back()
+            if kept is None:
                 raise
-            self._stopped = f"{error}; kept the weights of step {self.watch.best_step}"
+            self._stopped = f"{error.reason}; kept the weights of step {kept}"
         else:
             if self.watch is not None:
                 self.watch.put_back()
         return Outcome(self._step, self._tokens, self.stream.epoch, self._seconds, self._last, self._stopped)
+
+    def _go_back(self) -> int | None:
+        """After a divergence the weights of the best look, or else of the last checkpoint, if they are good; the step
+        that they are of."""
+        if self.watch is not None and self.watch.put_back():
+            return self.watch.best_step
+        path = self._last_checkpoint()
+        if path is None:
+            return None
+        tensors, values = load_checkpoint(path, self.run.processes)
+        self.task.optimiser.restore(tensors.under("optimiser."))
+        self.task.restore(tensors.under("task."), values["task"])
+        return self._saved_at if all(self.run.processes.gather(self.task.optimiser.finite)) else None
 
     def _lost(self, error: ProcessLost) -> ProcessLost:
         kept = self._last_checkpoint()
@@ -269,11 +260,11 @@ class Loop:
         columns = self.task.combine(columns)
         for i, loss in enumerate(columns["loss"].tolist()):
             if not math.isfinite(loss):
-                raise Diverged(first + i // self.task.parts, loss, self._lowest, self._last_checkpoint())
+                raise Diverged(first + i // self.task.parts, loss, self._lowest)
         averages: dict[str, Any] = {name: column.mean(0).tolist() for name, column in columns.items()}
         factor, offset = self.task.divergence
         if averages["loss"] > factor * self._lowest + offset:
-            raise Diverged(self._step, averages["loss"], self._lowest, self._last_checkpoint())
+            raise Diverged(self._step, averages["loss"], self._lowest)
         self._lowest = min(self._lowest, averages["loss"])
         self._last = averages
         bar.set_postfix_str(f"loss {averages['loss']:.4f}", refresh=False)
@@ -372,29 +363,3 @@ class Loop:
             disable=not (self.run.progress and self.run.processes.first),
             leave=False,
         )
-
-
-@contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Within it, Ctrl-C is remembered instead of raised, so that no step is cut in two. A second one is raised.
-
-    Outside the main thread signals cannot be caught; there the interrupt is raised where it falls.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    hits: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, _frame: Any) -> None:
-        hits.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    replaceable = before is signal.default_int_handler
-    if replaceable:
-        signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: bool(hits)
-    finally:
-        if replaceable:
-            signal.signal(signal.SIGINT, before)

@@ -141,6 +141,11 @@ class Optimiser:
             for grad in grads.values():
                 grad.mul_(factor.to(grad.device))
 
+    @property
+    def finite(self) -> bool:
+        """Whether every weight that is trained is a finite number."""
+        return all(bool(master.isfinite().all()) for master in self._masters.values())
+
     def state(self) -> dict[str, Tensor]:
         """All tensors of the optimiser by name, masters included."""
         tensors: dict[str, Tensor] = {}

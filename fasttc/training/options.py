@@ -108,7 +108,8 @@ class TranscoderOptions(TrainingOptions):
         update_tokens: tokens in one update. A block (``buffer * batch_size * context``) larger than that is mixed and
             shared out over several updates, which costs no further forward of the model. None: a batch.
         patience: looks at held-out FVU (on 4096 validation tokens; twenty in the whole budget) without a new best
-            after which training stops, with the best weights; also if the loss diverges. None: no looks.
+            after which training stops, with the best weights; also if the loss diverges. None: no looks; a loss that
+            diverges ends with the weights of the last checkpoint, or, if there is none, with an error.
         refit: closed-form decoders (:mod:`fasttc.training.refit`): "first", before training, on ``refit_tokens``;
             "last", after it, from the codes it made on the way (from scratch: in its second half), which costs no
             token; "both"; "only", on the whole budget, without a gradient step; None. "auto": "last" for an adaptation

@@ -23,8 +23,8 @@ class Report:
         seed: of the run.
         config: the options, defaults filled in; text, context and split are those of the data.
         last: metrics averaged over the last steps.
-        stopped: why it ended before its budget: the loss diverged at a step, or held-out quality got no better. Empty
-            otherwise.
+        stopped: why it ended before its budget (the loss diverged at a step, or held-out quality got no better), and
+            which step's weights it ended with. Empty otherwise.
     """
 
     kind: str

@@ -130,7 +130,8 @@ def train(
         bits on a CPU, interrupted and resumed or not.
 
     Raises:
-        ValueError, TypeError: bad options or data; a checkpoint of another configuration; diverging loss.
+        ValueError, TypeError: bad options or data; a checkpoint of another configuration; a loss that diverges
+            before there are weights to go back to (``patience`` of the options; ``stopped`` of the report).
         Interrupted: Ctrl-C; the checkpoint resumes.
         ProcessLost: another process of the same training has ended; the checkpoint resumes.
     """

@@ -193,21 +193,56 @@ def test_without_resume_a_run_starts_anew(runner, tmp_path, interrupt, same_tens
     same_tensors(run(tmp_path / "out", seed=5), run(seed=5))
 
 
-@pytest.mark.parametrize("kind", ["topk", "finetune"])
-def test_a_loss_that_is_not_a_number_stops_at_its_step(runner, kind, tmp_path):
-    run = runner(kind)
+def poisoned(step, *, seen=None, keep=None):
+    """Callback that makes a weight NaN after a step, and keeps what the weights are after another."""
 
-    def poison(progress):
-        if progress.step == 7:
-            group = progress.task.optimiser._groups[0]
+    def callback(progress):
+        weights = progress.task.optimiser._groups[0].parameters
+        if progress.step == keep:
+            seen.update({name: p.detach().clone() for name, p in weights.items()})
+        if progress.step == step:
             with torch.no_grad():
-                next(iter(group.parameters.values())).fill_(float("nan"))
+                next(iter(weights.values())).fill_(float("nan"))
 
-    with pytest.raises(Diverged, match=r"diverged at step 8: loss nan.*last good checkpoint is") as caught:
-        run(tmp_path / "out", callbacks=[poison], checkpoint_every=3)
-    tensors, values = load_checkpoint(caught.value.checkpoint)
-    assert values["step"] == 6
-    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+    return callback
+
+
+@pytest.mark.parametrize("kind", ["topk", "finetune"])
+def test_a_loss_that_is_not_a_number_ends_with_the_last_checkpoint(runner, kind, tmp_path, same_tensors):
+    run, seen = runner(kind), {}
+    options = {"checkpoint_every": 3} | ({"whiten": False} if kind == "topk" else {})
+    found = run(tmp_path / "out", callbacks=[poisoned(7, seen=seen, keep=6)], **options)
+    same_tensors({name: found[name].detach() for name in seen}, seen)
+    report = json.loads((tmp_path / "out.run" / "report.json").read_text())
+    assert "diverged at step 8: loss nan" in report["stopped"]
+    assert report["stopped"].endswith("try a lower learning rate; kept the weights of step 6")
+    assert not (tmp_path / "out.run" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("out", [None, "a"])
+def test_a_divergence_before_the_first_checkpoint_is_an_error(runner, tmp_path, out):
+    place = out and tmp_path / out
+    with pytest.raises(Diverged, match=r"diverged at step 4: loss nan.* nothing was kept"):
+        runner("topk")(place, callbacks=[poisoned(3)], checkpoint_every=8)
+    assert place is None or not place.exists()
+
+
+def test_a_checkpoint_of_bad_weights_is_not_gone_back_to(runner, tmp_path, monkeypatch):
+    """The loss of a step is that of the weights before its update: a checkpoint may hold what nobody has seen yet."""
+    from fasttc.training.transcoding import TranscoderTask
+
+    original = TranscoderTask.after_update
+
+    def after_update(task, metrics):
+        original(task, metrics)
+        if task._steps == 4:
+            with torch.no_grad():
+                task.transcoders[0].W_dec[0, 0] = float("inf")
+
+    monkeypatch.setattr(TranscoderTask, "after_update", after_update)
+    with pytest.raises(Diverged, match=r"diverged at step 5: .* nothing was kept"):
+        runner("topk")(tmp_path / "out", checkpoint_every=4)
+    assert load_checkpoint(tmp_path / "out.run" / "checkpoint")[1]["step"] == 4
 
 
 def test_a_loss_that_explodes_stops(runner):
