@@ -1,11 +1,14 @@
 """``fasttc graph``: what is done to attribution graphs."""
 
+from math import isnan
 from pathlib import Path
 
 import click
 
+from fasttc._files import finite
 from fasttc.cli import graph_diff, graph_files, graph_merge, graph_paths, graph_view
 from fasttc.cli._common import Run, verb
+from fasttc.cli._graphs import read_whole
 
 
 @click.group("graph")
@@ -36,27 +39,35 @@ def prune(run: Run, graph: Path, out: Path, node_threshold: float, edge_threshol
     """Keep the nodes and edges of GRAPH that carry most of the influence.
 
     The rule is circuit-tracer's: nodes by influence, then edges of the re-normalised rest, then a clean-up of what
-    was left without inputs or outputs.
+    was left without inputs or outputs. Of a GRAPH that was pruned before, the shares are of what was kept.
     """
-    from fasttc.graph import Graph
+    from fasttc.graph import PrunedGraph
 
-    whole = Graph.load(graph)
-    pruned = whole.prune(node_threshold, edge_threshold)
+    given = read_whole(graph)
+    pruned = given.prune(node_threshold, edge_threshold)
     pruned.save(out)
+    before, after = (
+        {"nodes": one.n_nodes, "features": one.n_features, "edges": one.n_edges} for one in (given, pruned)
+    )
+    scores = {
+        "scores": pruned.full_scores,
+        "scores_as_read": given.scores() if isinstance(given, PrunedGraph) else None,
+        "pruned_scores": pruned.scores(),
+    }
     result = {
         "out": str(out),
-        "before": {"nodes": whole.n_nodes, "features": whole.n_features, "edges": whole.n_edges},
-        "after": {"nodes": pruned.n_nodes, "features": pruned.n_features, "edges": pruned.n_edges},
-        "scores": pruned.full_scores._asdict(),
-        "pruned_scores": pruned.scores()._asdict(),
+        "before": before,
+        "after": after,
+        **{name: found and finite(found._asdict()) for name, found in scores.items()},
     }
+    lines = [
+        f"{title:12} {', '.join(f'{name} {value:.4f}' for name, value in found._asdict().items())}"
+        for title, found in zip(("whole graph:", "as read:", "kept part:"), scores.values(), strict=True)
+        if found and not isnan(found.replacement)  # an imported graph does not know the scores of its whole
+    ]
     run.finish(
         result,
-        f"kept {pruned.n_nodes:,} of {whole.n_nodes:,} nodes and {pruned.n_edges:,} of {whole.n_edges:,} edges\n"
-        f"whole graph: {_scores(pruned.full_scores)}\n"
-        f"kept part:   {_scores(pruned.scores())} (what was dropped counts as unexplained)\nwrote {out}",
+        f"kept {pruned.n_nodes:,} of {given.n_nodes:,} nodes and {pruned.n_edges:,} of {given.n_edges:,} edges\n"
+        + "\n".join(lines)
+        + f" (what was dropped counts as unexplained)\nwrote {out}",
     )
-
-
-def _scores(scores: object) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores._asdict().items())  # type: ignore[attr-defined]

@@ -101,9 +101,10 @@ class PrunedGraph:
         )
 
     def _origin(self) -> dict[str, float]:
-        """What the metadata of the kept part says about the whole."""
+        """What the metadata of the kept part says about the whole; of a graph that was a kept part, about its whole."""
+        sizes = {"nodes": self.graph.n_nodes, "edges": self.graph.n_edges}
         thresholds = {"node_threshold": self.node_threshold, "edge_threshold": self.edge_threshold}
-        return {**thresholds, "nodes": self.graph.n_nodes, "edges": self.graph.n_edges}
+        return {**sizes, **self.graph.metadata.get("pruned", {}), **thresholds}
 
     def compact(self) -> Self:
         """The same pruned graph, referring to ``subgraph()`` instead of the whole graph."""
@@ -120,6 +121,17 @@ class PrunedGraph:
             influence=self.influence[nodes],
             cumulative=self.cumulative[nodes],
         )
+
+    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> "PrunedGraph":
+        """Keeps less: shares of the influence within the kept part, from which what was dropped is missing.
+
+        ``full_scores`` and the sizes in the metadata stay those of the whole graph, where they are known.
+
+        Raises:
+            ValueError: a threshold outside 0 to 1.
+        """
+        less = self.compact().graph.prune(node_threshold, edge_threshold)
+        return replace(less, full_scores=self.full_scores)
 
     def scores(self, dropped: Literal["error", "ignore"] = "error") -> Scores:
         """Scores of what was kept.

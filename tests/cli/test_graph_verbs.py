@@ -1,11 +1,12 @@
 """``fasttc graph merge``, ``paths`` and ``diff`` on the small model's graph."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from fasttc.graph import Graph, MergedGraph, Supernodes, length_profile
+from fasttc.graph import Graph, MergedGraph, PrunedGraph, Supernodes, length_profile
 
 
 def test_merge_writes_a_graph_and_groups_that_it_reads_again(fasttc, home: Path, tmp_path: Path) -> None:
@@ -47,6 +48,39 @@ def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
     assert 0 <= result["mechanism"]["multi_hop"] <= 1
     code, text, _ = fasttc("graph", "paths", home / "g.graph", "--concept", feature)
     assert "multi-hop share" in text
+
+
+def test_pruning_again_tells_what_was_read_and_what_was_whole(fasttc, home: Path, tmp_path: Path) -> None:
+    once, twice, sizes = tmp_path / "once.graph", tmp_path / "twice.graph", ("nodes", "features", "edges")
+    whole = Graph.load(home / "g.graph")
+    _, shown, _ = fasttc("graph", "prune", home / "g.graph", "--out", once, "--json")
+    first = json.loads(shown)
+    assert first["scores"] == whole.scores()._asdict()
+    assert first["scores_as_read"] is None
+    rule = ("--node-threshold", 0.5, "--out", twice)
+    code, shown, _ = fasttc("graph", "prune", once, *rule, "--json")
+    again = json.loads(shown)
+    assert code == 0
+    assert again["before"] == first["after"]
+    assert all(again["after"][size] < again["before"][size] for size in sizes)
+    assert (again["scores"], again["scores_as_read"]) == (first["scores"], first["pruned_scores"])
+    assert again["pruned_scores"]["completeness"] < first["pruned_scores"]["completeness"]
+    origin = Graph.load(twice).metadata["pruned"]
+    assert origin == {
+        "nodes": whole.n_nodes,
+        "edges": whole.n_edges,
+        "node_threshold": 0.5,
+        "edge_threshold": 0.98,
+    }
+    assert PrunedGraph.load(twice).full_scores == whole.scores()
+    text = fasttc("graph", "prune", once, *rule)[1].splitlines()
+    assert [line.split(":")[0] for line in text[1:4]] == ["whole graph", "as read", "kept part"]
+    fasttc("graph", "export", once, "--out", tmp_path)
+    fasttc("graph", "import", tmp_path / "once.json", "--out", tmp_path / "imported.graph")
+    text = fasttc("graph", "prune", tmp_path / "imported.graph", *rule)[1].splitlines()
+    assert f" of {first['after']['nodes']:,} nodes" in text[0]
+    assert [line.split(":")[0] for line in text[1:3]] == ["as read", "kept part"]  # its whole is unknown
+    assert math.isnan(PrunedGraph.load(twice).full_scores.completeness)
 
 
 def test_a_named_feature_need_not_be_in_every_graph(fasttc, home: Path, tmp_path: Path) -> None:
