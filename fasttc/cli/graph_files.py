@@ -1,9 +1,13 @@
 """``fasttc graph export`` and ``import``: graphs in the formats of other programs."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from fasttc._files import atomic_file, read_json
 from fasttc.cli._common import Run, verb
 
 
@@ -23,7 +27,7 @@ from fasttc.cli._common import Run, verb
 @click.option(
     "--groups",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A supernode file for the viewer (json). Default: the supernodes of a merged GRAPH.",
+    help="A supernode file for the viewer (json): groups, pins, labels. Default: the supernodes of a merged GRAPH.",
 )
 @verb
 def export(
@@ -34,25 +38,52 @@ def export(
     A graph that was not pruned is pruned at 0.8 / 0.98. With json, OUT/graph-metadata.json lists every graph in the
     folder; with graphml and dot, a merged graph is written as its supernodes.
     """
-    from fasttc.graph import MergedGraph, Supernodes, load_graph, write_graph_json
+    from fasttc.graph import Graph, MergedGraph, Supernodes, load_graph, node_ids, write_graph_json
     from fasttc.graph.networks import write_network
 
+    if kind != "json" and groups is not None:
+        raise ValueError(f"--groups: expected --format json, got {kind}")
     loaded = load_graph(graph)
     if kind != "json":
         write_network(loaded, out, kind)
-        written = out
-    else:
-        merged = isinstance(loaded, MergedGraph)
-        made = Supernodes.load(groups) if groups else loaded.supernodes() if merged else None
-        written = write_graph_json(
-            loaded.pruned if merged else loaded,
-            out,
-            slug=slug or graph.stem,
-            scan=scan,
-            q_params=None if made is None else made.to_q_params(),
-        )
+        size = out.stat().st_size
+        run.finish({"out": str(out), "bytes": size}, f"wrote {out} ({size:,} bytes)")
+        return
+    merged = isinstance(loaded, MergedGraph)
+    made = Supernodes.load(groups) if groups else loaded.supernodes() if merged else Supernodes()
+    pruned = loaded.pruned if merged else loaded.prune() if isinstance(loaded, Graph) else loaded
+    written = write_graph_json(pruned, out, slug=slug or graph.stem, scan=scan, q_params=made.to_q_params())
+    ids = node_ids(pruned.graph, pruned.node_mask)
+    of_outputs = _write_labels(written, ids, made.labels) if made.labels else 0
+    kept, members = set(ids), [member for group in made.groups.values() for member in group]
+    missing = [one for one in dict.fromkeys([*members, *made.pinned, *made.labels]) if one not in kept]
     size = written.stat().st_size
-    run.finish({"out": str(written), "bytes": size}, f"wrote {written} ({size:,} bytes)")
+    text = [f"wrote {written} ({size:,} bytes)"]
+    if missing:
+        text.append(f"{len(missing)} nodes of {groups} are not in this graph")
+    if of_outputs:
+        text.append(
+            f"{of_outputs} labels of outputs are not written: viewers name them by token and probability"
+        )
+    run.finish(
+        {"out": str(written), "bytes": size, "missing": missing, "labels_left_out": of_outputs},
+        "\n".join(text),
+    )
+
+
+def _write_labels(path: Path, ids: list[str], labels: Mapping[str, str]) -> int:
+    """Writes labels of nodes into a graph JSON as their ``clerp``; returns how many are outputs' and left out."""
+    content: dict[str, Any] = read_json(path)
+    unwritten = 0
+    for node_id, node in zip(ids, content["nodes"], strict=True):
+        if node["feature_type"] == "logit":
+            unwritten += node_id in labels
+        else:
+            node["clerp"] = labels.get(node_id, node["clerp"])
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="ascii")
+    return unwritten
 
 
 @click.command("import")
@@ -86,8 +117,18 @@ def import_json(run: Run, source: Path, out: Path, save_groups: Path | None) -> 
         "nodes": pruned.n_nodes,
         "features": pruned.n_features,
         "edges": pruned.n_edges,
+        "supernodes": len(made.groups),
+        "labels": len(made.labels),
+        "ambiguous_links": ambiguous,
     }
-    text = f"{pruned.n_nodes:,} nodes, {pruned.n_edges:,} edges, {len(made.groups)} supernodes\nwrote {out}"
+    found = f"{len(made.groups)} supernodes, {len(made.labels)} labels"
+    text = f"{pruned.n_nodes:,} nodes, {pruned.n_edges:,} edges, {found}\nwrote {out}"
+    if save_groups is not None:
+        text += f"\nwrote {save_groups}"
+    elif made.groups or made.labels or made.pinned:
+        text += (
+            "\nsupernodes, labels and pins are not in it: --save-groups writes them to a file of their own"
+        )
     if ambiguous:
         text += f"\n{ambiguous} links name an id that two nodes have; the feature was taken"
-    run.finish({**result, "supernodes": len(made.groups), "ambiguous_links": ambiguous}, text)
+    run.finish(result, text)

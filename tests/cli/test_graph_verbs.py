@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttc.graph import Graph, MergedGraph, PrunedGraph, Supernodes, length_profile
+from fasttc.graph import Graph, MergedGraph, PrunedGraph, Supernodes, length_profile, node_ids
 
 
 def test_merge_writes_a_graph_and_groups_that_it_reads_again(fasttc, home: Path, tmp_path: Path) -> None:
@@ -213,5 +213,51 @@ def test_export_and_import(fasttc, home: Path, tmp_path: Path) -> None:
         out = tmp_path / f"m.{kind}"
         assert fasttc("graph", "export", merged, "--out", out, "--format", kind)[0] == 0
         assert out.stat().st_size > 100
+        refused = fasttc(
+            "graph", "export", merged, "--out", tmp_path / "no", "--format", kind, "--groups", groups
+        )
+        assert (refused[0], (tmp_path / "no").exists()) == (2, False)
+        assert f"--groups: expected --format json, got {kind}" in refused[2].splitlines()[-1]
     code, text, _ = fasttc("inspect", merged, "--json")
     assert json.loads(text)["kind"] == "merged graph"
+
+
+def test_labels_and_groups_reach_the_viewers_and_come_back(fasttc, home: Path, tmp_path: Path) -> None:
+    graph, out, groups, back = home / "g.graph", tmp_path / "json", tmp_path / "s.json", tmp_path / "back"
+    pruned = Graph.load(graph).prune()
+    ids = node_ids(pruned.graph, pruned.node_mask)
+    features, logit = ids[: pruned.n_features], ids[-1]
+    gone = next(one for one in node_ids(pruned.graph)[: pruned.graph.n_features] if one not in ids)
+    labels = {features[0]: "</script> é", features[1]: "hip", logit: "an output", gone: "not kept"}
+    given = Supernodes(
+        groups={"a": (features[0], gone), "none": ("9_9_9",)}, labels=labels, pinned=(features[2], gone)
+    )
+    given.save(groups)
+    export = ("graph", "export", graph, "--out", out, "--groups", groups)
+    code, shown, _ = fasttc(*export, "--json")
+    result = json.loads(shown)
+    assert (code, result["missing"], result["labels_left_out"]) == (0, [gone, "9_9_9"], 1)
+    assert "</script>" not in (out / "g.json").read_text()
+    content = json.loads((out / "g.json").read_text())
+    clerps = {node["node_id"]: node["clerp"] for node in content["nodes"]}
+    assert (clerps[features[0]], clerps[features[1]], clerps[features[2]]) == ("</script> é", "hip", "")
+    assert clerps[logit].startswith('Output "')
+    assert content["qParams"]["supernodes"] == [["a", features[0]]]
+    assert content["qParams"]["pinnedIds"] == [features[2], features[0]]
+    text = fasttc(*export)[1]
+    assert f"2 nodes of {groups} are not in this graph" in text
+    assert "1 labels of outputs are not written" in text
+
+    code, text, _ = fasttc("graph", "import", out / "g.json", "--out", tmp_path / "b.graph")
+    assert (code, "1 supernodes, 2 labels" in text, "--save-groups writes them" in text) == (0, True, True)
+    again = tmp_path / "again.json"
+    assert (
+        fasttc("graph", "import", out / "g.json", "--out", tmp_path / "b.graph", "--save-groups", again)[0]
+        == 0
+    )
+    assert Supernodes.load(again).labels == {one: labels[one] for one in features[:2]}
+    options = ("--out", back, "--slug", "g", "--groups", again)
+    assert fasttc("graph", "export", tmp_path / "b.graph", *options)[0] == 0
+    returned = json.loads((back / "g.json").read_text())
+    assert {node["node_id"]: node["clerp"] for node in returned["nodes"]} == clerps
+    assert returned["qParams"] == content["qParams"]
