@@ -77,8 +77,8 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; a broken one is a ``ValueError`` that names the file."""
+    """Reads a JSON file; a broken one, or one nested too deep to read, is a ``ValueError`` that names the file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"expected a JSON file, {path} is not one: {error}") from error

@@ -113,7 +113,7 @@ def random_loss(merged: MergedGraph, seed: int) -> list[Any]:
         for kind in np.unique(edges.kind):
             members = np.flatnonzero((edges.kind == kind) & (group >= 0))
             shuffled[members] = generator.permutation(group[members])
-        losses.append(merge_loss(edges, shuffled, merged.pruned.n_nodes, merged.loss.pruned))
+        losses.append(merge_loss(edges, shuffled, merged.loss.pruned))
     return losses
 
 

@@ -5,8 +5,11 @@ from typing import Any
 
 import click
 
+from fasttc._files import finite
 from fasttc.cli._common import Run, load_transcoders, table, verb
 from fasttc.cli._graphs import read_pruned
+
+_BOUNDS = ("budget", "min_agreement", "min_edges")
 
 
 @click.command("merge")
@@ -62,10 +65,15 @@ def command(
     """Merge the nodes of GRAPH that play the same part into supernodes, and say what that loses.
 
     GRAPH is a pruned graph; a whole one is pruned at 0.8 / 0.98 first. Nodes merge if their signed inputs and outputs
-    are alike, as far as --budget, --min-agreement and --min-edges allow.
+    are alike, as far as --budget, --min-agreement and --min-edges allow: bounds of what is merged without --from and
+    --supernodes, which say it themselves.
     """
     from fasttc.graph import MergeBounds, Supernodes, merge, merge_by
 
+    if source is not None:
+        _refuse_beside("--from", "supernodes", "transcoders", *_BOUNDS)
+    if supernodes is not None:
+        _refuse_beside("--supernodes", *_BOUNDS)
     pruned = read_pruned(graph)
     missing: list[str] = []
     if source is not None:
@@ -80,24 +88,42 @@ def command(
         merged.save(out)
     if save_groups is not None:
         merged.supernodes().save(save_groups)
-    found, loss = _supernodes(merged), merged.loss
-    shown = [row for row in found if row["members"] > 1] or found
+    found = _supernodes(merged)
     text = [
-        table(shown),
-        f"{loss.nodes_before} nodes -> {loss.nodes_after} supernodes: "
-        f"{loss.nodes_before / loss.nodes_after:.1f} times fewer",
+        *_told(found, merged.loss),
+        *([f"{len(missing)} nodes of {source} are not in this graph"] if missing else []),
+        *(f"wrote {path}" for path in (out, save_groups) if path is not None),
+    ]
+    loss = finite(merged.loss.to_dict())
+    run.finish(
+        {"out": str(out) if out else None, "loss": loss, "supernodes": found, "missing": missing},
+        "\n".join(text),
+    )
+
+
+def _refuse_beside(option: str, *names: str) -> None:
+    """Raises: ValueError for a named option that was given though ``option`` leaves it no part to play."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            given = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{given}: expected none beside {option}, got {context.params[name]}")
+
+
+def _told(found: list[dict[str, Any]], loss: Any) -> list[str]:
+    """What was merged and what it cost, for people."""
+    sizes = f"{loss.nodes_before} nodes -> {loss.nodes_after} supernodes"
+    if not found:
+        return [f"{sizes}: no node of this graph has an edge"]
+    return [
+        table([row for row in found if row["members"] > 1] or found),
+        f"{sizes}: {loss.nodes_before / loss.nodes_after:.1f} times fewer",
         f"kept: completeness {loss.completeness_kept:.3f} ({loss.pruned.completeness:.3f} -> "
         f"{loss.merged.completeness:.3f}), replacement {loss.replacement_kept:.3f}, "
         f"influence {loss.influence_kept:.3f}",
         f"signs agree: {loss.sign_agreement:.3f}; edges not cancelled: {loss.edges_kept:.3f}; "
         f"inside supernodes: {loss.internal:.3f} of the edge weight",
-        *([f"{len(missing)} nodes of {source} are not in this graph"] if missing else []),
-        *(f"wrote {path}" for path in (out, save_groups) if path is not None),
     ]
-    run.finish(
-        {"out": str(out) if out else None, "loss": loss.to_dict(), "supernodes": found, "missing": missing},
-        "\n".join(text),
-    )
 
 
 def _supernodes(merged: Any) -> list[dict[str, Any]]:

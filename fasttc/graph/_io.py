@@ -80,7 +80,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _header(path: str | Path, text: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: broken graph file: expected a JSON header, got {error}") from None
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):

@@ -80,7 +80,7 @@ def merge(
     supernode are alike. The tree is cut where the fewest supernodes are left with the measured loss within ``bounds``
     (a grid of cuts, then bisection below the best); in graphs of at most 2,000 nodes, supernodes of the best cut merge
     further, closest pairs first, as long as the loss stays within ``bounds``. Or it is cut where ``supernodes`` are
-    left. Only nodes of one kind and owner merge; logits stay, tokens without an edge are left out.
+    left. Only nodes of one kind and owner merge; logits stay, and nodes without an edge are left out.
 
     Args:
         graph: a pruned graph, or a graph, which is pruned at 0.8 / 0.98.

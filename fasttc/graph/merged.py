@@ -36,7 +36,7 @@ class MergedGraph:
     Attributes:
         pruned: the graph, in its compact form.
         supernode: ``[nodes]`` int64: supernode of each node, numbered by their first members; -1 for nodes that were
-            not kept and for tokens without an edge.
+            not kept and for tokens and logits without an edge.
         names: name of each supernode, all different.
 
     Raises:
@@ -109,7 +109,7 @@ class MergedGraph:
     @cached_property
     def loss(self) -> MergeLoss:
         """What merging lost, measured."""
-        return merge_loss(self._edges, self.supernode.numpy(), self.pruned.n_nodes, self.pruned.scores())
+        return merge_loss(self._edges, self.supernode.numpy(), self.pruned.scores())
 
     def supernodes(self, *, pinned: tuple[str, ...] = ()) -> Supernodes:
         """The supernodes of at least two members, as a file holds them."""

@@ -46,7 +46,8 @@ class MergeLoss:
     """What grouping did to a pruned graph. Shares are between 0 and 1; 1 = nothing was lost.
 
     Attributes:
-        nodes_before, nodes_after: kept nodes and groups. Tokens without an edge count before and have no group.
+        nodes_before, nodes_after: nodes in groups, and groups. Tokens and logits without an edge are in none, unless a
+            file puts them there.
         pruned, merged: scores of the pruned graph and of the grouped one, in which everything that pruning dropped
             and everything that cancels in a group counts as unexplained.
         completeness_kept, replacement_kept: ``merged`` over ``pruned``.
@@ -181,15 +182,15 @@ def sign_agreement(edges: Edges, group: Array) -> float:
     return agreed / total if total > 0 else 1.0
 
 
-def merge_loss(edges: Edges, group: Array, nodes_before: int, pruned: Scores) -> MergeLoss:
-    """What grouping loses; ``nodes_before`` and ``pruned`` are the size and the scores of the pruned graph."""
+def merge_loss(edges: Edges, group: Array, pruned: Scores) -> MergeLoss:
+    """What grouping loses; ``pruned`` are the scores of the pruned graph."""
     merged = quotient(edges, group)
     arrived = quotient_influence(merged)
     scores = quotient_scores(merged, arrived)
     entered = np.bincount(merged.sources, merged.flow, len(arrived))
     everything, between = float(np.abs(edges.weights).sum()), float(merged.absolute.sum())
     return MergeLoss(
-        nodes_before=nodes_before,
+        nodes_before=int((group >= 0).sum()),
         nodes_after=len(arrived),
         pruned=pruned,
         merged=scores,

@@ -68,6 +68,8 @@ def graph_from_json(content: Mapping[str, Any]) -> tuple[PrunedGraph, Supernodes
     if not logits:
         raise ValueError("nodes: expected at least one logit, got none")
     n_layers, tokens = logits[0].layer - 1, [str(token) for token in about["prompt_tokens"]]
+    for node in nodes:
+        _check(node, n_layers, len(tokens))
     place = {node: at for at, node in enumerate(sorted(nodes, key=lambda node: node.order))}
     if len(place) < len(nodes):
         raise ValueError("nodes: expected every node once, got duplicates")
@@ -127,6 +129,18 @@ def _found(node: Mapping[str, Any]) -> _Found:
     return _Found(
         str(node["node_id"]), kind, layer, position, number, float(value or 0.0), str(node.get("clerp") or "")
     )
+
+
+def _check(node: _Found, n_layers: int, n_tokens: int) -> None:
+    """Raises: ValueError for a node outside the graph that the logits' layer and the prompt's tokens span."""
+    if not 0 <= node.position < n_tokens:
+        raise ValueError(
+            f"nodes: expected positions (ctx_idx) from 0 to {n_tokens - 1}, got {node.position} of {node.node_id!r}"
+        )
+    if node.kind in ("feature", "error") and not 0 <= node.layer < n_layers:
+        raise ValueError(
+            f"nodes: expected layers from 0 to {n_layers - 1} below the logits', got {node.layer} of {node.node_id!r}"
+        )
 
 
 def _adapters(about: Mapping[str, Any], n_layers: int) -> dict[str, list[int]]:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from fasttc.graph import Graph, MergedGraph, PrunedGraph, Supernodes, length_profile, node_ids
 
@@ -48,6 +49,35 @@ def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
     assert 0 <= result["mechanism"]["multi_hop"] <= 1
     code, text, _ = fasttc("graph", "paths", home / "g.graph", "--concept", feature)
     assert "multi-hop share" in text
+
+
+def test_a_graph_without_edges_has_nothing_to_merge(fasttc, tmp_path: Path) -> None:
+    nothing = torch.zeros(4, 4)
+    bare = {"features": torch.zeros(0, 3, dtype=torch.int64), "activations": [], "input_ids": [1]}
+    Graph.from_dense(nothing, **bare, logit_ids=[2, 3], logit_probs=[0.5, 0.5]).save(tmp_path / "bare.graph")
+    code, shown, _ = fasttc("graph", "merge", tmp_path / "bare.graph", "--out", tmp_path / "m.graph")
+    assert code == 0
+    assert shown.startswith("0 nodes -> 0 supernodes: no node of this graph has an edge")
+    _, shown, _ = fasttc("graph", "merge", tmp_path / "m.graph", "--json")
+    result = json.loads(shown)
+    assert (result["supernodes"], result["loss"]["nodes_before"], result["loss"]["completeness_kept"]) == (
+        [],
+        0,
+        None,
+    )
+
+
+def test_files_that_are_nested_too_deep_are_refused(fasttc, home: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    for command in (
+        ("import", deep, "--out", tmp_path / "x.graph"),
+        ("merge", home / "g.graph", "--from", deep),
+    ):
+        code, out, err = fasttc("graph", *command)
+        assert (code, out) == (2, "")
+        assert f"expected a JSON file, {deep} is not one" in err.splitlines()[-1]
+    assert not (tmp_path / "x.graph").exists()
 
 
 def test_pruning_again_tells_what_was_read_and_what_was_whole(fasttc, home: Path, tmp_path: Path) -> None:
@@ -172,6 +202,26 @@ def test_plots_of_paths_and_diffs(fasttc, home: Path, tmp_path: Path) -> None:
         (("merge", "{home}/g.graph", "--budget", "2"), "--budget: expected a share from 0 to 1, got 2"),
         (("merge", "{home}/g.graph", "--supernodes", "0"), "supernodes: expected at least 1, got 0"),
         (("merge", "{home}/g.graph", "--from", "{home}/text.jsonl"), "expected a JSON file"),
+        (
+            ("merge", "{home}/g.graph", "--supernodes", "3", "--min-edges", "0.83"),
+            "--min-edges: expected none beside --supernodes, got 0.83",
+        ),
+        (
+            ("merge", "{home}/g.graph", "--from", "x", "--budget", "0.2"),
+            "--budget: expected none beside --from, got 0.2",
+        ),
+        (
+            ("merge", "{home}/g.graph", "--from", "x", "--min-agreement", "1"),
+            "--min-agreement: expected none beside --from, got 1.0",
+        ),
+        (
+            ("merge", "{home}/g.graph", "--from", "x", "--supernodes", "3"),
+            "--supernodes: expected none beside --from",
+        ),
+        (
+            ("merge", "{home}/g.graph", "--from", "x", "--transcoders", "t"),
+            "--transcoders: expected none beside --from",
+        ),
         (
             ("paths", "{home}/g.graph", "--through", "x"),
             "--through: expected a node id, LAYER/FEATURE or a group",

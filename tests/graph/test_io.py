@@ -178,6 +178,7 @@ def test_refuses_a_newer_schema(graph, tmp_path):
     ("header", "message"),
     [
         ("{", "expected a JSON header"),
+        pytest.param("[" * 100_000, "expected a JSON header", id="nested"),
         ("[]", "expected a schema version, got none"),
         ("{}", "expected a schema version, got none"),
         (

@@ -114,6 +114,18 @@ def _agreement(merged: MergedGraph) -> float:
     return agreed / sum(abs(w) for ws in shared for w in ws)
 
 
+def test_nodes_without_an_edge_count_neither_before_nor_after(by_hand):
+    pruned = by_hand(adjacency=by_hand().dense().index_fill(1, torch.tensor([6]), 0)).prune(
+        1, 1
+    )  # not the first token
+    assert pruned.node_mask[6]
+    merged = merge(pruned, supernodes=10**6)
+    assert merged.loss.nodes_before == merged.loss.nodes_after == pruned.n_nodes - 1
+    made = Supernodes(groups={"tokens": ("E_11_0", "E_12_1")})  # but a file may put it into a group
+    loss = merge_by(pruned, made)[0].loss
+    assert (loss.nodes_before, loss.nodes_after) == (pruned.n_nodes, pruned.n_nodes - 1)
+
+
 def test_merging_nothing_loses_nothing(random_case):
     pruned = Graph.from_dense(**random_case(1)).prune()
     loss = merge(pruned, supernodes=10**6).loss
@@ -255,7 +267,7 @@ def test_group_that_holds_everything_explains_nothing(random_case):
     pruned = Graph.from_dense(**random_case(0)).prune(0.9).compact()
     edges = edges_of(pruned)
     group = np.where(pruned.graph.node_kind.numpy() == 1, 1, 0)
-    loss = merge_loss(edges, group, pruned.n_nodes, pruned.scores())
+    loss = merge_loss(edges, group, pruned.scores())
     assert loss.nodes_after == 2
     assert not within(MergeBounds(), loss)
     assert not MergeBounds().met(edges, group, pruned.scores())

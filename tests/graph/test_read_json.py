@@ -85,6 +85,11 @@ def test_features_without_a_readable_id_are_unpaired(by_hand):
     assert all(math.isnan(score) for score in back.full_scores)
 
 
+def _of(content, kind):
+    """The file's first node of a kind."""
+    return next(node for node in content["nodes"] if kind in node["feature_type"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,6 +100,21 @@ def test_features_without_a_readable_id_are_unpaired(by_hand):
         (lambda c: c["links"][0].update(source="q"), "no entry 'q'"),
         (lambda c: c["nodes"][0].update(ctx_idx="q"), "invalid literal"),
         (lambda c: c.update(nodes=3), "not iterable"),
+        (
+            lambda c: _of(c, "error").update(ctx_idx=-2),
+            r"positions \(ctx_idx\) from 0 to 1, got -2 of '0_0_1'",
+        ),
+        (lambda c: _of(c, "transcoder").update(ctx_idx=2), r"from 0 to 1, got 2 of '0_5_1'"),
+        (lambda c: _of(c, "embedding").update(ctx_idx=2), r"from 0 to 1, got 2 of 'E_11_0'"),
+        (lambda c: _of(c, "logit").update(ctx_idx=2), r"from 0 to 1, got 2 of '3_42_1'"),
+        (
+            lambda c: _of(c, "error").update(layer="2"),
+            "layers from 0 to 1 below the logits', got 2 of '0_0_1'",
+        ),
+        (
+            lambda c: _of(c, "transcoder").update(layer="-1"),
+            "layers from 0 to 1 below the logits', got -1 of '0_5_1'",
+        ),
     ],
 )
 def test_refuses_other_json_and_names_the_file(by_hand, tmp_path, change, message):
