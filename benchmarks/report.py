@@ -18,6 +18,7 @@ from .adaptation import finetuning
 from .adaptation import report as adaptation_report
 from .adapters import report as adapters_report
 from .circuits import shift
+from .page import speed
 from .plot import bars
 
 BLOCK = re.compile(
@@ -135,6 +136,13 @@ def _memory(data: dict[str, Any]) -> str:
     return f"{_grid(header, rows)}\n\n{source_line(data['environment'])}"
 
 
+def _page(data: dict[str, Any]) -> str:
+    """Opening and dragging, beside their targets."""
+    header = ["the page", "measured", "at worst", "target"]
+    rows = [speed.figures(row) for row in data["rows"]]
+    return f"{_grid(header, rows)}\n\n{speed.shown(data)} {source_line(data['environment'])}"
+
+
 def _throughput(data: dict[str, Any]) -> str:
     rows = [[row["name"], f"{row['tokens_per_second']:,.0f}"] for row in data["rows"]]
     sizes = ", ".join(f"{name} {value:,}" for name, value in data["shape"].items())
@@ -182,6 +190,7 @@ def rendered(text: str, results: Path) -> str:
             "finetuning": _finetuning,
             "memory": _memory,
             "ops": _ops,
+            "page": _page,
             "shift": _shift,
             "sweep": _sweep,
             "throughput": _throughput,

@@ -6,7 +6,6 @@ while the pointer moves a node, and then the whole drawing.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -17,13 +16,14 @@ from typing import Any
 
 import torch
 
+from fasttc.benchmarks import record
 from fasttc.graph import Graph
 from fasttc.report import page_data, write_page
 
 from .browser import browser, missing, ready
 
 PROMPT = "the patient with a fever and hip pain was given the drug called : ( ) of to"
-TARGETS = {"open_ms": 2000.0, "fps": 30.0}
+MOST_OPEN_MS, LEAST_FPS = 2000.0, 30.0  # the targets
 _COUNT_FRAMES = """
 window.frames_ = [];
 const tick = (now) => { window.frames_.push(now); window.ticking_ = requestAnimationFrame(tick); };
@@ -117,7 +117,7 @@ def _drag(driver: Any, x: float, y: float, seconds: float) -> dict[str, float]:
 
 
 def measure(nodes: int, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
-    """Everything that ``main`` prints."""
+    """Everything that is printed and written but the machine: what was shown, and ``rows`` of figures and targets."""
     data = whole(page_data(random_graph(nodes, seed=seed), name="bench"))
     with tempfile.TemporaryDirectory() as folder, browser() as driver:
         path = Path(folder) / "bench.html"
@@ -127,24 +127,50 @@ def measure(nodes: int, rounds: int, seconds: float, seed: int) -> dict[str, Any
             driver.get("about:blank")
             driver.get(path.as_uri())
             opened.append(ready(driver))
-        shown = driver.execute_script("const s = fasttc.app.scene; return [s.nodes.length, s.edges.length]")
+        size = driver.execute_script("const s = fasttc.app.scene; return [s.nodes.length, s.edges.length]")
         box = driver.execute_script(
             "const nodes = [...document.querySelectorAll('g.node.feature')];"
             "const b = nodes[nodes.length >> 1].getBoundingClientRect();"
             "return [b.x + b.width / 2, b.y + b.height / 2]"
         )
-        node = _drag(driver, *box, seconds)
-        pan = _drag(driver, 30, 500, seconds)
+        drags = {
+            "dragging a node": _drag(driver, *box, seconds),
+            "dragging the drawing": _drag(driver, 30, 500, seconds),
+        }
+        opening = {"open_ms": round(statistics.median(opened), 1), "worst_ms": max(opened)}
         return {
             "browser": driver.capabilities["browserVersion"],
-            "nodes": shown[0],
-            "edges": shown[1],
+            "nodes": size[0],
+            "edges": size[1],
             "html_bytes": path.stat().st_size,
-            "open_ms": round(statistics.median(opened), 1),
-            "open_ms_worst": max(opened),
-            "drag_node": node,
-            "drag_drawing": pan,
+            "rows": [
+                {
+                    "what": f"opening (median of {rounds})",
+                    **opening,
+                    "met": opening["open_ms"] < MOST_OPEN_MS,
+                },
+                *({"what": what, **drag, "met": drag["fps"] > LEAST_FPS} for what, drag in drags.items()),
+            ],
         }
+
+
+def figures(row: dict[str, Any]) -> list[str]:
+    """A row as text: what, measured, at worst, target."""
+    if "open_ms" in row:
+        return [
+            row["what"],
+            f"{row['open_ms']:,.0f} ms",
+            f"{row['worst_ms']:,.0f} ms",
+            f"< {MOST_OPEN_MS:,.0f} ms",
+        ]
+    worst = f"{row['worst_frame_ms']:.1f} ms between frames"
+    return [row["what"], f"{row['fps']:.1f} frames/s", worst, f"> {LEAST_FPS:.0f} frames/s"]
+
+
+def shown(result: dict[str, Any]) -> str:
+    """What the figures are of, in a sentence."""
+    size = f"{result['nodes']} nodes, {result['edges']:,} edges, a file of {result['html_bytes']:,} bytes"
+    return f"{size}; Chromium {result['browser']}, headless, no GPU."
 
 
 def main(arguments: list[str]) -> int:
@@ -155,24 +181,17 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each drag")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, default=record.ROOT / "results/cpu/page.json")
     options = parser.parse_args(arguments)
     if reason := missing():
         print(f"page: {reason}", file=sys.stderr)
         return 2
     result = measure(options.nodes, options.rounds, options.seconds, options.seed)
-    slowest = min(result["drag_node"]["fps"], result["drag_drawing"]["fps"])
-    result["targets"] = TARGETS
-    result["passed"] = result["open_ms"] < TARGETS["open_ms"] and slowest > TARGETS["fps"]
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(
-            f"Chromium {result['browser']}, no GPU: {result['nodes']} nodes, {result['edges']:,} edges, "
-            f"{result['html_bytes']:,} bytes\n"
-            f"opens in {result['open_ms']:.0f} ms (median of {options.rounds}; target < {TARGETS['open_ms']:.0f})\n"
-            f"dragging a node: {result['drag_node']['fps']} frames/s (worst frame "
-            f"{result['drag_node']['worst_frame_ms']} ms); the drawing: {result['drag_drawing']['fps']} "
-            f"(target > {TARGETS['fps']:.0f})\n{'passed' if result['passed'] else 'MISSED'}"
-        )
-    return 0 if result["passed"] else 1
+    rows = result.pop("rows")
+    head = {"kind": "page", "environment": record.environment("cpu", options.seed)}
+    record.write(options.out, {**head, **result}, rows)
+    print(shown(result))
+    for row in rows:
+        what, measured, worst, target = figures(row)
+        print(f"{what}: {measured}, at worst {worst} ({'met' if row['met'] else 'MISSED'}: {target})")
+    return 0 if all(row["met"] for row in rows) else 1
