@@ -11,9 +11,10 @@ import torch
 from fasttc.models import check_match
 from fasttc.nn import Transcoder, TranscoderSet
 from fasttc.training.activations import Source, activation_source
+from fasttc.training.checkpoint import model_fingerprint
 from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
 from fasttc.training.distributed import Processes
-from fasttc.training.fit import Fitting, announce, save_transcoders, validation_quality
+from fasttc.training.fit import Fitting, announce, identify, save_transcoders, validation_quality
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import Refit, TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.quality import LayerQuality
@@ -122,8 +123,12 @@ def adapt(
     config = make_options(AdaptOptions, "adapt", options)
     check_match(model, tcs, tcs.layers)
     _check_trains(tcs, config)
+    resume = config.refit != "only" and resume  # a closed form alone has no checkpoint: it is made again
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "adapt")
     tokens = config.open(model, data, tokenizer)
+    lr = config.lr or RATE * default_lr(tcs[0].d_in)
+    own = {"sites": [site.to_dict() for site in tcs.sites], "base": _fingerprint(tcs)}
+    identity = identify(run, model, tokens, config, lr, own)
     where = (config.batch_size, run.processes, config.device, config.shard_features)
     reading = activation_source(model, tcs.sites, source, *where)
     with seeded(config.seed), reading as activations:
@@ -134,7 +139,7 @@ def adapt(
         announce(run, model, transcoders, config, tokens.context, config.trained())
         before = validation_quality(activations, transcoders, tokens, config)
         _check_explains(before)
-        fitting = Fitting("adapt", model, tokens, config, run, activations, held_out)
+        fitting = Fitting("adapt", model, tokens, config, lr, run, identity, activations, held_out)
         fitting.start(transcoders, config.trained())
         objective = _objective(config, tcs[0], before, tokens.context)
         task = TranscoderTask(
@@ -152,12 +157,10 @@ def adapt(
         target = objective.target_l0
         adapted, report = fitting.finish(
             task,
-            config.lr or RATE * default_lr(tcs[0].d_in),
             settings={
                 "trained": config.trained(),
                 "target_l0": list(target) if isinstance(target, tuple) else target,
             },
-            identity={"base": _fingerprint(tcs)},
             provenance={"base": dict(tcs.metadata)},
             before=before,
         )
@@ -205,8 +208,5 @@ def _objective(
     )
 
 
-@torch.no_grad()
 def _fingerprint(tcs: TranscoderSet) -> str:
-    from fasttc.training.checkpoint import model_fingerprint
-
     return "".join(model_fingerprint(transcoder) for transcoder in tcs)

@@ -14,7 +14,7 @@ from fasttc.training.adapter_quality import AdapterQuality, measure_hybrids
 from fasttc.training.bridging import AdapterObjective, AdapterTask, Comparison, comparison
 from fasttc.training.checkpoint import model_fingerprint
 from fasttc.training.data import TokenData
-from fasttc.training.fit import model_name, run_loop, save_result
+from fasttc.training.fit import identify, model_name, run_loop, save_result
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
 from fasttc.training.report import Report, common
@@ -133,6 +133,7 @@ def train_adapters(
         raise ValueError(f"train_adapters: expected one process, got {run.processes.size}")
     tokens = config.open(target, data, tokenizer)
     lr = config.lr or DEFAULT_LR
+    identity = identify(run, target, tokens, config, lr, {"base": model_fingerprint(base)})
     with seeded(config.seed), comparison(target, base) as models:
         before = _quality(models, None, tokens, config)
         if before.kl == 0:
@@ -147,7 +148,7 @@ def train_adapters(
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        outcome = run_loop(task, tokens, target, config, lr, run, {"base": model_fingerprint(base)})
+        outcome = run_loop(task, tokens, config, lr, run, identity)
         for adapter in adapters:
             adapter.eval().requires_grad_(True)
         after = _quality(models, adapters, tokens, config)

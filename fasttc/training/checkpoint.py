@@ -121,14 +121,7 @@ def load_checkpoint(path: Path, processes: Processes | None = None) -> tuple[Sto
     Raises:
         ValueError: no checkpoint there, one of another version, or a damaged one.
     """
-    if not (path / _VALUES).is_file():
-        raise ValueError(f"resume: expected a checkpoint at {path}, found none")
-    values = read_json(path / _VALUES)
-    if values.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"resume: expected a checkpoint of schema version {SCHEMA_VERSION}, "
-            f"{path} has {values.get('schema_version')!r}"
-        )
+    values = read_values(path)
     try:
         files = [path / _TENSORS.format(rank) for rank in range(values["files"])]
         tensors = StoredTensors(files, processes=processes)
@@ -137,6 +130,23 @@ def load_checkpoint(path: Path, processes: Processes | None = None) -> tuple[Sto
     for name, state in tensors.under("rng.").items():
         _set_rng(name, state)
     return tensors, values
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint alone.
+
+    Raises:
+        ValueError: no checkpoint there, or one of another version.
+    """
+    if not (path / _VALUES).is_file():
+        raise ValueError(f"resume: expected a checkpoint at {path}, found none")
+    values = read_json(path / _VALUES)
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"resume: expected a checkpoint of schema version {SCHEMA_VERSION}, "
+            f"{path} has {values.get('schema_version')!r}"
+        )
+    return values
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:

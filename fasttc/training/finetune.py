@@ -16,7 +16,7 @@ from fasttc._files import atomic_folder
 from fasttc.models import ffn_parameters, lora, recomputed
 from fasttc.training.causal import CausalTask, cross_entropy, hash_tensors
 from fasttc.training.data import TokenData, open_data
-from fasttc.training.fit import run_loop, save_result
+from fasttc.training.fit import identify, run_loop, save_result
 from fasttc.training.loop import Progress, Run
 from fasttc.training.optimiser import Kind, check_kind
 from fasttc.training.options import TrainingOptions, make_options, run_folder, seeded
@@ -157,6 +157,7 @@ def finetune(
     lr = config.lr or 1e-4
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "finetune")
     tokens = config.open(model, data, tokenizer)
+    identity = identify(run, model, tokens, config, lr)
     trained = model if inplace else copy.deepcopy(model)
 
     def measure() -> float:
@@ -179,7 +180,7 @@ def finetune(
             )
             before = _hashes(learner, names)
             with recomputed(learner) if config.checkpointing else nullcontext():
-                outcome = run_loop(task, tokens, model, config, lr, run)
+                outcome = run_loop(task, tokens, config, lr, run, identity)
             after = _hashes(learner, names)
             _check_moved(before, after, outcome.steps)
             n_trained = sum(learner.get_parameter(name).numel() for name in names)

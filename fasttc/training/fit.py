@@ -53,26 +53,19 @@ def announce(
         tqdm.write(f"{run.label}: memory {needed}", file=sys.stderr)
 
 
-def run_loop(
-    task: Any,
-    data: TokenData,
+def identify(
+    run: Run,
     model: nn.Module,
+    data: TokenData,
     options: TrainingOptions,
     lr: float,
-    run: Run,
     extra: dict[str, Any] | None = None,
-    stream: TokenStream | None = None,
-    taken: int = 0,
-    watch: Watch | None = None,
-) -> Outcome:
-    """Trains for the whole budget. A checkpoint is good for the same options, data and model only.
+) -> dict[str, Any]:
+    """What a checkpoint has to agree on: it is good for the same options, data and model only.
 
-    Args:
-        stream: of training blocks; None: from its start.
-        taken: tokens of the budget that are gone already; they count in the outcome.
-        watch: see :class:`fasttc.training.loop.Loop`.
+    Raises:
+        ValueError: the one that ``run`` is to resume is not there, or another's; so before any work is done.
     """
-    steps = options.steps(data.context, taken)
     identity = {
         **options.to_dict(),
         **data.settings(),
@@ -81,10 +74,33 @@ def run_loop(
         "model": model_fingerprint(model),
         **(extra or {}),
     }
+    run.resumes(identity)
+    return identity
+
+
+def run_loop(
+    task: Any,
+    data: TokenData,
+    options: TrainingOptions,
+    lr: float,
+    run: Run,
+    identity: dict[str, Any],
+    stream: TokenStream | None = None,
+    taken: int = 0,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Trains for the whole budget.
+
+    Args:
+        identity: see :func:`identify`.
+        stream: of training blocks; None: from its start.
+        taken: tokens of the budget that are gone already; they count in the outcome.
+        watch: see :class:`fasttc.training.loop.Loop`.
+    """
     outcome = Loop(
         task=task,
         stream=stream or data.stream("train", options.block_rows, seed=options.seed),
-        steps=steps,
+        steps=options.steps(data.context, taken),
         lr=lr,
         warmup=options.warmup,
         decay=options.decay,
@@ -102,7 +118,9 @@ class Fitting:
     Attributes:
         kind: "scratch" or "adapt".
         model, data, options: of the training.
+        lr: learning rate at its height.
         run: see :class:`fasttc.training.loop.Run`.
+        identity: see :func:`identify`.
         source: of activations, open.
         held_out: activations of validation tokens, which choose ridges and the best weights.
         inside: the source in the coordinates of the training; from :meth:`start` on ``held_out`` is in them too.
@@ -115,7 +133,9 @@ class Fitting:
     model: nn.Module
     data: TokenData
     options: TranscoderOptions
+    lr: float
     run: Run
+    identity: dict[str, Any]
     source: Source
     held_out: Activations
     inside: Source = field(init=False)
@@ -149,10 +169,8 @@ class Fitting:
     def finish(
         self,
         task: TranscoderTask,
-        lr: float,
         *,
         settings: dict[str, Any] | None = None,
-        identity: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
         before: Sequence[LayerQuality] = (),
     ) -> tuple[TranscoderSet, TranscoderReport]:
@@ -160,24 +178,21 @@ class Fitting:
 
         Args:
             task: of all layers.
-            lr: learning rate at its height.
             settings: for the report, besides the options.
-            identity: what a checkpoint has to agree on, besides options, data and model.
             provenance: for the metadata of the set.
             before: quality before the training.
         """
         options, source = self.options, self.source
         steps = options.steps(self.data.context, self.refits.tokens)
         watch = held_out_watch(task, self.held_out, options, steps)
-        extra = {"sites": [site.to_dict() for site in source.sites], **(identity or {})}
         taken = self.refits.tokens
         outcome = run_loop(
-            task, self.data, self.model, options, lr, self.run, extra, self.stream, taken, watch
+            task, self.data, options, self.lr, self.run, self.identity, self.stream, taken, watch
         )
         refit_last(task, self.held_out, self.refits)
         self.whitening.leave(task.transcoders)
         layers = validation_quality(source, task.transcoders, self.data, options)
-        config = {**options.to_dict(), "lr": lr, **(settings or {})}
+        config = {**options.to_dict(), "lr": self.lr, **(settings or {})}
         report = TranscoderReport(
             **common(self.kind, outcome, self.data, options.seed, config),
             layers=layers,

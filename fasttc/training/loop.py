@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fasttc._files import atomic_file, recover_folder
-from fasttc.training.checkpoint import check_same, load_checkpoint, save_checkpoint
+from fasttc.training.checkpoint import check_same, load_checkpoint, read_values, save_checkpoint
 from fasttc.training.data import TokenStream
 from fasttc.training.distributed import Processes, ProcessLost, processes
 from fasttc.training.optimiser import Optimiser, schedule
@@ -108,6 +108,23 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         return None if self.folder is None else self.folder / "checkpoint"
+
+    def resumes(self, config: dict[str, Any]) -> bool:
+        """Whether there is a checkpoint to continue. Asked by all processes together, before any work is done.
+
+        Raises:
+            ValueError: there is none and ``resume`` is True, or it belongs to another ``config``.
+        """
+        path = self.checkpoint
+        if path is None:
+            return False
+        if self.processes.first:
+            recover_folder(path)
+        self.processes.gather(None)
+        if not self.resume or (self.resume == "auto" and not path.is_dir()):
+            return False
+        check_same(read_values(path)["config"], config, path)
+        return True
 
 
 @dataclass
@@ -283,18 +300,14 @@ class Loop:
     def _start(self) -> None:
         if self.run.folder is None or self.run.checkpoint is None:
             return
-        if self.run.processes.first:
-            self.run.folder.mkdir(parents=True, exist_ok=True)
-            recover_folder(self.run.checkpoint)
-        self.run.processes.gather(None)
-        if self.run.resume is True or (self.run.resume and self.run.checkpoint.is_dir()):
+        if self.run.resumes(self.config):
             self._resume(self.run.checkpoint)
         elif self.run.processes.first:
+            self.run.folder.mkdir(parents=True, exist_ok=True)
             (self.run.folder / "metrics.jsonl").write_text("", encoding="utf-8")
 
     def _resume(self, path: Path) -> None:
         tensors, values = load_checkpoint(path, self.run.processes)
-        check_same(values["config"], self.config, path)
         self.task.optimiser.restore(tensors.under("optimiser."))
         self.task.restore(tensors.under("task."), values["task"])
         self.stream.restore(values["stream"])

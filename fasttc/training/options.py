@@ -112,8 +112,8 @@ class TranscoderOptions(TrainingOptions):
             diverges ends with the weights of the last checkpoint, or, if there is none, with an error.
         refit: closed-form decoders (:mod:`fasttc.training.refit`): "first", before training, on ``refit_tokens``;
             "last", after it, from the codes it made on the way (from scratch: in its second half), which costs no
-            token; "both"; "only", on the whole budget, without a gradient step; None. "auto": "last" for an adaptation
-            that trains decoders, else None.
+            token; "both"; "only", on the whole budget, without a gradient step and so without a checkpoint (``resume``
+            begins anew); None. "auto": "last" for an adaptation that trains decoders, else None.
         refit_tokens: part of the budget for the first refit; None: a quarter of it, at most 2^20.
         whiten: encoders learn on centred, half-whitened inputs (:mod:`fasttc.training.whitening`). Not where the
             encoder or its bias is frozen, nor where there is no gradient step.

@@ -17,7 +17,7 @@ from fasttc.ops import SparseActs
 from fasttc.training.activations import Source, activation_source
 from fasttc.training.closed_form import HELD_OUT_TOKENS, collect_after, sample
 from fasttc.training.distributed import Processes
-from fasttc.training.fit import Fitting, announce, save_transcoders
+from fasttc.training.fit import Fitting, announce, identify, save_transcoders
 from fasttc.training.loop import Progress, Run
 from fasttc.training.options import TranscoderOptions, make_options, run_folder, seeded
 from fasttc.training.report import TranscoderReport
@@ -136,9 +136,12 @@ def train(
         ProcessLost: another process of the same training has ended; the checkpoint resumes.
     """
     config = make_options(ScratchOptions, "train", options)
+    resume = config.refit != "only" and resume  # a closed form alone has no checkpoint: it is made again
     run = Run(run_folder(out), resume, progress, callbacks, checkpoint_every, log_every, "train")
     tokens = config.open(model, data, tokenizer)
     chosen = _choose_sites(model, sites, config.layers)
+    lr = config.lr or default_lr(anatomy(model).d_model)
+    identity = identify(run, model, tokens, config, lr, {"sites": [site.to_dict() for site in chosen]})
     where = (config.batch_size, run.processes, config.device, config.shard_features)
     reading = activation_source(model, chosen, source, *where)
     with seeded(config.seed), reading as activations:
@@ -147,7 +150,7 @@ def train(
         group = run.processes if config.shard_features else Processes()
         transcoders = initial_transcoders(xs, ys, config, layers_before=activations.own.start, group=group)
         announce(run, model, transcoders, config, tokens.context)
-        fitting = Fitting("scratch", model, tokens, config, run, activations, held_out)
+        fitting = Fitting("scratch", model, tokens, config, lr, run, identity, activations, held_out)
         fitting.start(transcoders)
         task = TranscoderTask(
             transcoders,
@@ -163,7 +166,7 @@ def train(
             betas=(0.9, config.beta2),
             clip=config.clip,
         )
-        tcs, report = fitting.finish(task, config.lr or default_lr(anatomy(model).d_model))
+        tcs, report = fitting.finish(task)
     return save_transcoders(run, out, tcs, report), report
 
 

@@ -189,6 +189,7 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(pair, data, tmp_path, i
     same_tensors(tensors(out=tmp_path / "a", resume=True), whole)
     with pytest.raises(Interrupted):
         tensors(out=tmp_path / "a", callbacks=[interrupt(2)])
+    target.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match="belongs to another configuration: l1 "):
         tensors(out=tmp_path / "a", resume=True, l1=0.5)
 

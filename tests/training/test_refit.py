@@ -160,6 +160,16 @@ def test_closed_form_alone_beats_no_adaptation_and_moves_decoders_only(pair, dat
         assert not torch.equal(new.W_dec, old.W_dec)
 
 
+def test_a_closed_form_alone_has_no_checkpoint_and_is_made_again(pair, data, tmp_path, same_tensors):
+    base, tuned = pair
+    options = QUICK | {"tokens": 1000, "refit": "only"}
+    one, two = (
+        adapt(tuned, base, data, out=tmp_path / "a", resume=resume, **options)[0] for resume in (False, True)
+    )
+    for first, second in zip(one, two, strict=True):
+        same_tensors(dict(first.state_dict()), dict(second.state_dict()))
+
+
 @pytest.mark.parametrize("refit", ["first", "last", "both"])
 def test_refits_are_in_the_budget_and_never_hurt_on_validation(pair, data, refit):
     base, tuned = pair

@@ -173,6 +173,36 @@ def test_another_configuration_is_refused_by_name(runner, model, data, tmp_path,
         run(tmp_path / "other", resume=True)
 
 
+def forbid(model):
+    """The model may not run any more."""
+
+    def run(*_):
+        raise AssertionError("the model ran")
+
+    model.model.register_forward_pre_hook(run)
+
+
+@pytest.mark.parametrize("kind", ["topk", "adapt-topk", "finetune"])
+def test_a_missing_checkpoint_is_said_before_any_work(runner, kind, tmp_path):
+    run = runner(kind)
+    forbid(getattr(run, "tuned", run.model))
+    with pytest.raises(ValueError, match=r"expected a checkpoint at .*, found none"):
+        run(tmp_path / "out", resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_before_the_first_closed_form(
+    runner, tmp_path, interrupt
+):
+    run = runner("adapt-topk")
+    options = {"out": tmp_path / "out", "refit": "first"}
+    with pytest.raises(Interrupted):
+        run(callbacks=[interrupt(2)], **options)
+    forbid(run.tuned)
+    with pytest.raises(ValueError, match="another configuration: seed "):
+        run(resume=True, seed=3, **options)
+
+
 def test_another_split_of_the_same_documents_is_another_configuration(model, data, tmp_path, interrupt):
     """Also where the data comes opened, and options say nothing about its split."""
     one, two = (type(data)(data.documents, context=16, bos_id=2, split_seed=s, text="{t}") for s in (1, 2))
