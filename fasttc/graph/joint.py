@@ -50,9 +50,9 @@ def _rename(content: dict[str, Any], pruned: PrunedGraph, ending: str, carried: 
     graph, names = pruned.graph, {}
     kept = pruned.node_mask.nonzero().squeeze(1).tolist()
     for number, own, node in zip(kept, node_ids(graph, pruned.node_mask), content["nodes"], strict=True):
-        apart = carried is not None and number < graph.n_features and not graph.from_adapter[number]
-        if apart and tuple(graph.features[number, [0, 2]].tolist()) not in carried:
-            own += ending
+        if carried is not None and number < graph.n_features and not graph.from_adapter[number]:
+            layer, _, index = graph.features[number].tolist()
+            own += "" if (layer, index) in carried else ending
         names[node["node_id"]] = own
         node["node_id"] = own
     for link in content["links"]:
