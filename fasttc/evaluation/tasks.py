@@ -3,8 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fasttc.models import anatomy, sample
+from fasttc.models import anatomy, evaluating, sample
 from fasttc.training.causal import NextToken
 from fasttc.training.documents import Exchange, read_records, render_fields
 from fasttc.training.exchanges import check_chat, encode_exchanges
@@ -178,7 +177,7 @@ def evaluate_task(
         raise ValueError("tokenizer: expected one for a task of text, got None")
     if chat:
         check_chat([Exchange(questions[0].prompt, questions[0].answer)], tokenizer)
-    with _asking(model), tqdm(total=len(questions), desc="task", disable=not progress, leave=False) as bar:
+    with evaluating(model), tqdm(total=len(questions), desc="task", disable=not progress, leave=False) as bar:
         if questions[0].options:
             return _choose(model, questions, tokenizer, normalise, chat, batch_size, bar)
         return _write(model, questions, tokenizer, chat, max_new_tokens, bar)
@@ -316,14 +315,3 @@ def _words(text: str) -> list[str]:
     """Words of a text in lower case, without punctuation and articles."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-@contextmanager
-def _asking(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

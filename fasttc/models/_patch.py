@@ -33,11 +33,11 @@ def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Everything in evaluation mode; each submodule gets its own mode back on exit, also by an exception."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    for part in training:
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    for part, _ in before:
         part.training = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part, mode in before:
+            part.training = mode

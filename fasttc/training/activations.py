@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fasttc.models import evaluating
 from fasttc.models.anatomy import anatomy
 from fasttc.models.capture import capture
 from fasttc.nn import Site
@@ -255,17 +256,11 @@ def activation_source(
         yield source
         return
     trunk = model.get_submodule(anatomy(model).trunk)
-    training = {module: module.training for module in model.modules()}
     entrance = next(model.parameters()).device
     if entrance.type == "meta":  # weights that accelerate fetches when they are needed
         entrance = torch.device("cpu")
-    model.eval()
-    try:
-        with capture(model, sites) as record:
-            yield ActivationSource(trunk, record, entrance, rows, processes, device, everywhere)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), capture(model, sites) as record:
+        yield ActivationSource(trunk, record, entrance, rows, processes, device, everywhere)
 
 
 def _rows(t: Tensor, kept: Tensor, device: str | None) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fasttc.models import anatomy, hybrid, residuals
+from fasttc.models import anatomy, evaluating, hybrid, residuals
 from fasttc.nn import AdapterSet
 from fasttc.training.divergence import Divergence
 from fasttc.training.optimiser import Group, Optimiser
@@ -105,17 +105,14 @@ class Comparison:
 @contextmanager
 def comparison(target: nn.Module, base: nn.Module) -> Iterator[Comparison]:
     """Yields a :class:`Comparison`; meanwhile both models are in evaluation mode and their parameters frozen."""
-    modules = [*target.modules(), *base.modules()]
     parameters = [*target.parameters(), *base.parameters()]
-    modes, flags = [m.training for m in modules], [p.requires_grad for p in parameters]
-    target.eval().requires_grad_(False)
-    base.eval().requires_grad_(False)
+    flags = [p.requires_grad for p in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
-        with residuals(target) as stream:
+        with evaluating(target, base), residuals(target) as stream:
             yield Comparison(target, base, stream)
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from fasttc._files import atomic_folder
-from fasttc.models import ffn_parameters, lora, recomputed
+from fasttc.models import evaluating, ffn_parameters, lora, recomputed
 from fasttc.training.causal import CausalTask, cross_entropy, hash_tensors
 from fasttc.training.data import TokenData, open_data
 from fasttc.training.fit import identify, run_loop, save_result
@@ -165,7 +165,6 @@ def finetune(
         return cross_entropy(trained, batches)
 
     with _put_back(trained):
-        trained.eval()
         ce_before = measure()
         with seeded(config.seed), _learner(trained, config) as (learner, names):
             task = CausalTask(
@@ -214,17 +213,15 @@ def _learner(model: nn.Module, config: FinetuneOptions) -> Iterator[tuple[nn.Mod
 
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
-    """Afterwards parameters require gradients and modules are in training mode as they were before."""
+    """Evaluation mode; afterwards parameters require gradients and modules have their mode as before."""
     requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    training = {module: module.training for module in model.modules()}
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter, flag in requires_grad.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _hashes(model: nn.Module, trained: Sequence[str]) -> dict[str, tuple[int, str]]:
