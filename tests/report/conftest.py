@@ -123,7 +123,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def show(driver: Any, serve: Callable[..., PageServer], tmp_path: Path) -> Callable[..., PageServer]:
+def show(
+    driver: Any, serve: Callable[..., PageServer], tmp_path: Path
+) -> Iterator[Callable[..., PageServer]]:
     """Serves a graph and opens its page; the state file is ``tmp_path/g.supernodes.json``."""
 
     def open_page(graph: Graph, **options: Any) -> PageServer:
@@ -134,4 +136,5 @@ def show(driver: Any, serve: Callable[..., PageServer], tmp_path: Path) -> Calla
         ready(driver)
         return server
 
-    return open_page
+    yield open_page
+    driver.get("about:blank")  # what the page has not saved yet it must not send to a server that is gone

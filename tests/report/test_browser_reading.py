@@ -321,6 +321,7 @@ def test_exports_and_reads_back(driver, show, small):
     while texts(driver, "g.node.group .name") != ["again"] and time.monotonic() < deadline:
         time.sleep(0.02)
     assert texts(driver, "g.node.group .name") == ["again"]
+    saved(driver, server)  # what is said of that comes before what is said of the next file
     path.write_text("{}")
     element(driver, "#state-file").send_keys(str(path))
     deadline, said = time.monotonic() + 5, ""
