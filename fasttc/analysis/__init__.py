@@ -6,6 +6,7 @@ from fasttc.analysis.categories import feature_categories as feature_categories
 from fasttc.analysis.categories import judged as judged
 from fasttc.analysis.categories import read_features as read_features
 from fasttc.analysis.categories import read_labels as read_labels
+from fasttc.analysis.coactivation import feature_activations as feature_activations
 from fasttc.analysis.features import Example as Example
 from fasttc.analysis.features import FeatureEvidence as FeatureEvidence
 from fasttc.analysis.features import feature_evidence as feature_evidence
@@ -23,6 +24,7 @@ __all__ = [
     "LayerShift",
     "ShiftReport",
     "ask_command",
+    "feature_activations",
     "feature_categories",
     "feature_evidence",
     "judged",

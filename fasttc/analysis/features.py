@@ -130,7 +130,7 @@ def feature_evidence(
         ValueError: transcoders that do not fit, a feature that does not exist, data without tokens.
     """
     check_match(model, tcs, tcs.layers)
-    wanted = _wanted(tcs, features)
+    wanted = features_by_transcoder(tcs, features)
     opened = open_data(model, data, tokenizer, text=text, context=context, split_seed=split_seed)
     rng = np.random.default_rng(seed)
     collectors = [
@@ -149,7 +149,7 @@ def feature_evidence(
     return found
 
 
-def _wanted(tcs: TranscoderSet, features: Iterable[tuple[int, int]] | None) -> list[Array]:
+def features_by_transcoder(tcs: TranscoderSet, features: Iterable[tuple[int, int]] | None) -> list[Array]:
     """Ascending feature indices for each transcoder of the set."""
     if features is None:
         return [np.arange(tc.n_features) for tc in tcs]

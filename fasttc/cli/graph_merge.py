@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from fasttc._files import finite
-from fasttc.cli._common import Run, load_transcoders, table, verb
+from fasttc.cli._common import Run, table, verb
+from fasttc.cli._data import data_options
 from fasttc.cli._graphs import read_pruned
+from fasttc.cli._merge_evidence import merge_evidence
 
 _BOUNDS = ("budget", "min_agreement", "min_edges")
 
@@ -44,6 +46,9 @@ _BOUNDS = ("budget", "min_agreement", "min_edges")
     metavar="TCS",
     help="Also compare the features' encoder and decoder rows in this set.",
 )
+@click.option("--model", help="Also compare on which tokens of --data the features are active in this model.")
+@data_options(required=False)
+@click.option("--tokens", default=20_000, show_default=True, help="About how many of --data.")
 @click.option(
     "--save-groups",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -60,7 +65,10 @@ def command(
     min_agreement: float,
     min_edges: float,
     transcoders: str | None,
+    model: str | None,
+    data: str | None,
     save_groups: Path | None,
+    **options: Any,
 ) -> None:
     """Merge the nodes of GRAPH that play the same part into supernodes, and say what that loses.
 
@@ -71,7 +79,7 @@ def command(
     from fasttc.graph import MergeBounds, Supernodes, merge, merge_by
 
     if source is not None:
-        _refuse_beside("--from", "supernodes", "transcoders", *_BOUNDS)
+        _refuse_beside("--from", "supernodes", "transcoders", "model", "data", *_BOUNDS)
     if supernodes is not None:
         _refuse_beside("--supernodes", *_BOUNDS)
     pruned = read_pruned(graph)
@@ -82,7 +90,7 @@ def command(
         if not 0 <= budget <= 1:
             raise ValueError(f"--budget: expected a share from 0 to 1, got {budget}")
         bounds = MergeBounds(completeness=1 - budget, sign_agreement=min_agreement, edges=min_edges)
-        evidence = _rows(run, transcoders, pruned.compact().graph) if transcoders else ()
+        evidence = merge_evidence(run, pruned.compact().graph, transcoders, model, data, options)
         merged = merge(pruned, supernodes=supernodes, bounds=bounds, evidence=evidence)
     if out is not None:
         merged.save(out)
@@ -134,18 +142,3 @@ def _supernodes(merged: Any) -> list[dict[str, Any]]:
         for name, size, share in zip(merged.names, members, influence, strict=True)
     ]
     return sorted(rows, key=lambda row: -row["influence"])
-
-
-def _rows(run: Run, reference: str, graph: Any) -> list[Any]:
-    """Encoder and decoder rows of the graph's features."""
-    tcs = load_transcoders(run, reference)
-    place = {layer: at for at, layer in enumerate(tcs.layers)}
-    rows: dict[str, list[Any]] = {"W_enc": [], "W_dec": []}
-    for layer, _, index in graph.features.tolist():
-        if layer not in place or index >= tcs[place[layer]].n_features:
-            raise ValueError(
-                f"--transcoders: expected the set of this graph, it has no feature {index} in layer {layer}"
-            )
-        for name, found in rows.items():
-            found.append(getattr(tcs[place[layer]], name)[index].detach().float().cpu().numpy())
-    return list(rows.values()) if len(graph.features) else []

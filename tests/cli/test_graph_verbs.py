@@ -51,6 +51,17 @@ def test_paths_and_shares(fasttc, home: Path, tmp_path: Path) -> None:
     assert "multi-hop share" in text
 
 
+def test_what_fires_together_is_evidence(fasttc, home: Path) -> None:
+    rows = ("graph", "merge", home / "g.graph", "--supernodes", 30, "--transcoders", home / "tcs", "--json")
+    code, alone, _ = fasttc(*rows)
+    assert code == 0
+    text = ("--model", home / "model", "--data", home / "text.jsonl", "--context", 32, "--tokens", 1000)
+    code, shown, _ = fasttc(*rows, *text)
+    assert code == 0
+    assert json.loads(shown)["loss"]["nodes_after"] == json.loads(alone)["loss"]["nodes_after"]
+    assert json.loads(shown)["supernodes"] != json.loads(alone)["supernodes"]
+
+
 def test_a_graph_without_edges_has_nothing_to_merge(fasttc, tmp_path: Path) -> None:
     nothing = torch.zeros(4, 4)
     bare = {"features": torch.zeros(0, 3, dtype=torch.int64), "activations": [], "input_ids": [1]}
