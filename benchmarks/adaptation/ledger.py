@@ -33,8 +33,8 @@ class Plan:
     Attributes:
         size: of what the runs start from.
         budgets: of each mode, in tokens.
-        search, scratch_search: tokens of the searches, adapting and from scratch: the first is for budgets up to the
-            tokens of the second, and so on, the last for all above it.
+        search, scratch_search: tokens of the searches, adapting and from scratch: each is for budgets from its own
+            tokens on, up to those of the next; the first also for smaller ones.
         cells: of the adaptations.
         seeds: of initial weights and of the order of the data; model pairs and base transcoders are one each.
     """
@@ -141,9 +141,9 @@ class Ledger:
             config, refits = {**config, "refit": None}, ()
         order = SEARCHED
         for step, budget in enumerate(self.plan.scratch_search if scratch else self.plan.search):
-            if step == 0 or tokens > budget:
+            if step == 0 or tokens >= budget:
                 config = self._searched(bench, cell, mode, budget, config, refits, order)
-                order = ("lr",)  # all that larger budgets search anew
+                order = ("lr",)  # all that is searched anew
         return config
 
     def _searched(
