@@ -34,7 +34,8 @@ step evaluate "$out/ft" --transcoders "$out/tcs_pat_160000" --base "$out/tcs_bas
 # 4. From scratch on the fine-tuned model, every budget its own run with its own schedule, and a closed-form decoder at
 #    the end as PAT has.
 for tokens in 20000 40000 80000 160000 320000 640000; do
-  step train "$out/ft" "${medical[@]}" "${shape[@]}" --lr 0.01 --update-tokens 64 --refit last \
+  lr=$([ $tokens -ge 640000 ] && echo 0.005 || echo 0.01)
+  step train "$out/ft" "${medical[@]}" "${shape[@]}" --lr $lr --update-tokens 64 --refit last \
     --tokens $tokens --out "$out/tcs_scratch_$tokens"
 done
 
