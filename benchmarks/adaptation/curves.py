@@ -42,22 +42,23 @@ def plot(
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams.update({"svg.hashsalt": "fasttc", "svg.fonttype": "none"})
+    style = {"svg.hashsalt": "fasttc", "svg.fonttype": "none"}
     size = {"figsize": (3.4 * len(cells), 2.8 * len(panels)), "sharey": "row", "squeeze": False}
-    figure, axes = pyplot.subplots(len(panels), len(cells), **size)
-    for column, cell in zip(axes.T, cells, strict=True):
-        for axis, (x, y) in zip(column, panels, strict=True):
-            _panel(axis, rows, cell, x, y)
-        column[0].set_title("{}, {}, base {}".format(*cell), fontsize=8)
-    for line, ((x, _), label) in zip(axes, panels.items(), strict=True):
-        line[0].set_ylabel(label)
-        for axis in line:
-            axis.set_xlabel(COST[x], fontsize=8)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with matplotlib.rc_context(style):
+        figure, axes = pyplot.subplots(len(panels), len(cells), **size)
+        for column, cell in zip(axes.T, cells, strict=True):
+            for axis, (x, y) in zip(column, panels, strict=True):
+                _panel(axis, rows, cell, x, y)
+            column[0].set_title("{}, {}, base {}".format(*cell), fontsize=8)
+        for line, ((x, _), label) in zip(axes, panels.items(), strict=True):
+            line[0].set_ylabel(label)
+            for axis in line:
+                axis.set_xlabel(COST[x], fontsize=8)
+        axes[0][0].legend(fontsize=7)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def _panel(axis: Any, rows: Sequence[Row], cell: tuple[str, str, str], x: str, y: str) -> None:
