@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from fasttc.benchmarks import record
 from fasttc.nn import Transcoder
+from fasttc.training.distributed import Processes
 from fasttc.training.transcoding import Objective, TranscoderTask
 
 LAYERS, D, N_FEATURES, K = 6, 256, 8192, 32
@@ -30,7 +32,7 @@ Block = tuple[list[Tensor], list[Tensor]]
 
 def ours(transcoders: list[Transcoder], block: Block) -> Callable[[], Any]:
     """One update of all layers by the library."""
-    source: Any = None  # activations are given
+    source: Any = SimpleNamespace(processes=Processes())  # activations are given
     task = TranscoderTask(transcoders, source, Objective(dead_after=10**9), [(1.0, 1.0)] * LAYERS)
 
     def step() -> Tensor:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fasttc.benchmarks.adaptation import ledger as adaptation
-from fasttc.benchmarks.adaptation import prediction
+from fasttc.benchmarks.adaptation import prediction, throughput
 from fasttc.benchmarks.adaptation import report as adaptation_report
 from fasttc.benchmarks.adaptation import runs as adaptation_runs
 from fasttc.benchmarks.adaptation.costs import Shape, forward_flops, step_flops, training_flops
@@ -138,3 +138,11 @@ def test_a_plan_names_every_unit_once(tmp_path):
 def test_the_prediction_is_labelled(capsys):
     assert prediction.main([]) == 0
     assert "Every figure is a PREDICTION" in capsys.readouterr().out
+
+
+def test_throughput_runs_and_both_sides_begin_with_one_loss(tmp_path, monkeypatch):
+    for name, size in {"LAYERS": 2, "D": 8, "N_FEATURES": 32, "K": 4, "TARGET": 0.0}.items():
+        monkeypatch.setattr(throughput, name, size)
+    out = tmp_path / "throughput.json"
+    assert throughput.main(["--tokens", "16", "--rounds", "1", "--threads", "1", "--out", str(out)]) == 0
+    assert [row["name"] for row in adaptation_report.record.read(out)["rows"]] == ["fasttc", "plain PyTorch"]
