@@ -1,13 +1,10 @@
 """``fasttc graph export`` and ``import``: graphs in the formats of other programs."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fasttc._files import atomic_file, read_json
 from fasttc.cli._common import Run, verb
 
 
@@ -52,9 +49,12 @@ def export(
     merged = isinstance(loaded, MergedGraph)
     made = Supernodes.load(groups) if groups else loaded.supernodes() if merged else Supernodes()
     pruned = loaded.pruned if merged else loaded.prune() if isinstance(loaded, Graph) else loaded
-    written = write_graph_json(pruned, out, slug=slug or graph.stem, scan=scan, q_params=made.to_q_params())
+    q_params, labels = made.to_q_params(), dict[Any, str](made.labels)
+    written = write_graph_json(
+        pruned, out, slug=slug or graph.stem, scan=scan, q_params=q_params, labels=labels
+    )
     ids = node_ids(pruned.graph, pruned.node_mask)
-    of_outputs = _write_labels(written, ids, made.labels) if made.labels else 0
+    of_outputs = len(set(ids[len(ids) - pruned.graph.n_logits :]) & labels.keys())
     kept, members = set(ids), [member for group in made.groups.values() for member in group]
     missing = [one for one in dict.fromkeys([*members, *made.pinned, *made.labels]) if one not in kept]
     size = written.stat().st_size
@@ -69,21 +69,6 @@ def export(
         {"out": str(written), "bytes": size, "missing": missing, "labels_left_out": of_outputs},
         "\n".join(text),
     )
-
-
-def _write_labels(path: Path, ids: list[str], labels: Mapping[str, str]) -> int:
-    """Writes labels of nodes into a graph JSON as their ``clerp``; returns how many are outputs' and left out."""
-    content: dict[str, Any] = read_json(path)
-    unwritten = 0
-    for node_id, node in zip(ids, content["nodes"], strict=True):
-        if node["feature_type"] == "logit":
-            unwritten += node_id in labels
-        else:
-            node["clerp"] = labels.get(node_id, node["clerp"])
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="ascii")
-    return unwritten
 
 
 @click.command("import")

@@ -30,7 +30,7 @@ _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _INDEX = "graph-metadata.json"
 _ERROR = "_error"
 
-FeatureLabels = Mapping[tuple[int, int], str]
+Labels = Mapping[tuple[int, int] | str, str]
 
 
 def node_ids(graph: Graph, node_mask: Tensor | None = None) -> list[str]:
@@ -106,12 +106,12 @@ def _node(node_id: str, layer: str, position: int, kind: str, js_id: str) -> dic
     }
 
 
-def _nodes(pruned: PrunedGraph, ids: list[str], labels: FeatureLabels) -> list[dict[str, Any]]:
+def _nodes(pruned: PrunedGraph, ids: Mapping[str, str], labels: Labels) -> list[dict[str, Any]]:
     graph = pruned.graph
     activations, probabilities = _numbers(graph.activations), _numbers(graph.logit_probs)
     cumulative = _numbers(pruned.cumulative.float())
     nodes, owners = [], graph.owners
-    for node_id, node in zip(ids, pruned.node_mask.nonzero().squeeze(1).tolist(), strict=True):
+    for (own, node_id), node in zip(ids.items(), pruned.node_mask.nonzero().squeeze(1).tolist(), strict=True):
         position = int(graph.node_position[node])
         if node < graph.error_slice.start:
             layer, _, index = graph.features[node].tolist()
@@ -138,6 +138,7 @@ def _nodes(pruned: PrunedGraph, ids: list[str], labels: FeatureLabels) -> list[d
             entry["clerp"] = f'Output "{graph.logit_labels[at]}" (p={probabilities[at]:.3f})'
         if node < graph.logit_slice.start:
             entry["influence"] = cumulative[node]
+            entry["clerp"] = labels.get(own, entry["clerp"])
         nodes.append(entry)
     return nodes
 
@@ -192,7 +193,7 @@ def graph_json(
     slug: str,
     scan: str | None = None,
     transcoders: Sequence[str] | None = None,
-    labels: FeatureLabels | None = None,
+    labels: Labels | None = None,
     q_params: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -203,7 +204,8 @@ def graph_json(
         slug: short name of the graph; also its file's name.
         scan: what the viewers call the model; ``graph.metadata["model"]`` by default.
         transcoders: names of the transcoder sets; ``graph.metadata["transcoders"]`` by default.
-        labels: text for features by (layer, index), written as ``clerp``.
+        labels: text for features by (layer, index), and for single nodes by their :func:`node_ids`, written as
+            ``clerp``; outputs keep their own, of token and probability.
         q_params: viewer state that replaces the empty defaults (``pinnedIds``, ``supernodes``, ...), nodes by their
             :func:`node_ids`. Those that are not in the file are left out.
         metadata: more entries for ``metadata``, such as ``feature_details`` or ``info``.
@@ -219,13 +221,12 @@ def graph_json(
     """
     pruned = graph.prune() if isinstance(graph, Graph) else graph
     slug = _checked_slug(slug)
-    written = _viewer_ids(node_ids(pruned.graph, pruned.node_mask))
-    ids = list(written.values())
+    ids = _viewer_ids(node_ids(pruned.graph, pruned.node_mask))
     return {
         "metadata": {**_metadata(pruned, slug, scan, transcoders), **(metadata or {})},
-        "qParams": _viewer_state(q_params or {}, written),
+        "qParams": _viewer_state(q_params or {}, ids),
         "nodes": _nodes(pruned, ids, labels or {}),
-        "links": _links(pruned, ids),
+        "links": _links(pruned, list(ids.values())),
     }
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from fasttc._files import atomic_file, recover_folder
-from fasttc.training.checkpoint import check_same, load_checkpoint, read_values, save_checkpoint
+from fasttc.training.checkpoint import (
+    StoredTensors,
+    check_same,
+    load_checkpoint,
+    read_values,
+    save_checkpoint,
+)
 from fasttc.training.data import TokenStream
 from fasttc.training.distributed import Processes, ProcessLost, processes
 from fasttc.training.optimiser import Optimiser, schedule
@@ -223,9 +229,7 @@ class Loop:
         path = self._last_checkpoint()
         if path is None:
             return None
-        tensors, values = load_checkpoint(path, self.run.processes)
-        self.task.optimiser.restore(tensors.under("optimiser."))
-        self.task.restore(tensors.under("task."), values["task"])
+        self._load(path)
         return self._saved_at if all(self.run.processes.gather(self.task.optimiser.finite)) else None
 
     def _lost(self, error: ProcessLost) -> ProcessLost:
@@ -306,10 +310,15 @@ class Loop:
             self.run.folder.mkdir(parents=True, exist_ok=True)
             (self.run.folder / "metrics.jsonl").write_text("", encoding="utf-8")
 
-    def _resume(self, path: Path) -> None:
+    def _load(self, path: Path) -> tuple[StoredTensors, dict[str, Any]]:
+        """Puts the weights and averages of a checkpoint in place; all there is in it."""
         tensors, values = load_checkpoint(path, self.run.processes)
         self.task.optimiser.restore(tensors.under("optimiser."))
         self.task.restore(tensors.under("task."), values["task"])
+        return tensors, values
+
+    def _resume(self, path: Path) -> None:
+        tensors, values = self._load(path)
         self.stream.restore(values["stream"])
         if self.watch is not None:
             self.watch.restore(tensors.under("watch."), values["watch"])
