@@ -7,7 +7,6 @@ for a moment first, untimed: their cost per token does not depend on how good th
 (5 minutes on 2 cores) is missed.
 """
 
-import argparse
 import resource
 import time
 from pathlib import Path
@@ -21,11 +20,7 @@ FEATURES_PER_LAYER = 200
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks features",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = record.parser("features", __doc__)
     parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=2)

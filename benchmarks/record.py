@@ -1,5 +1,6 @@
 """Where figures come from, and the JSON they are kept in."""
 
+import argparse
 import json
 import os
 import platform
@@ -15,6 +16,14 @@ COMMAND = [sys.executable, "-m", __package__]
 """What starts a suite in a process of its own."""
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT.parent.parent / "shared" / "data"  # small models and texts beside a checkout, where there are any
+
+
+def parser(suite: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of a suite's arguments; ``doc``, its module's docstring, is what --help says, as it is laid out."""
+    formatter = argparse.RawTextHelpFormatter
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks {suite}", description=doc, formatter_class=formatter
+    )
 
 
 def environment(device: str, seed: int) -> dict[str, Any]:

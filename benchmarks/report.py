@@ -8,7 +8,6 @@ A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks:NAME 
 NAME is a JSON file below benchmarks/results without its ending, such as ``cpu/step`` or ``nvidia-h200/encode``.
 """
 
-import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -221,9 +220,7 @@ def plots(results: Path) -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("report", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit with 1 if something is stale"
     )

@@ -17,7 +17,6 @@ half with the first seed, over a grid of half decades that grows until the best 
 Beside an accuracy stands what the commonest answer, or guessing, would score.
 """
 
-import argparse
 import json
 import math
 import time
@@ -43,11 +42,7 @@ MATCHED, WRITTEN = 200, 60
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks finetuning",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = record.parser("finetuning", __doc__)
     parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument("--tokens", type=int, default=100_000, help="of each training")
     parser.add_argument("--seeds", type=int, default=2)

@@ -9,7 +9,6 @@ what is there is not done again, so the same command goes on where it stopped, a
 work by --only, once the first has made what they start from.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,11 +175,7 @@ class Ledger:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks adaptation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("adaptation", __doc__)
     parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/adaptation"), help="folder for runs and models"

@@ -63,9 +63,7 @@ def one(name: str, seed: int) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks memory", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("memory", __doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=record.ROOT / "results/cpu/memory.json")
     parser.add_argument("--one", choices=SHAPES, help=argparse.SUPPRESS)

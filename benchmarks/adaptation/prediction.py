@@ -6,11 +6,11 @@ Nothing here is measured on that card: every figure printed is a prediction from
 rates of the card and the shares of them that are assumed below.
 """
 
-import argparse
 from dataclasses import dataclass
 
 import torch
 
+from fasttc.benchmarks import record
 from fasttc.nn import Transcoder
 from fasttc.training.adapt import AdaptOptions
 from fasttc.training.memory import estimate
@@ -108,11 +108,7 @@ class _Sizes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    argparse.ArgumentParser(
-        prog="python -m benchmarks prediction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(arguments)
+    record.parser("prediction", __doc__).parse_args(arguments)
     print("Gemma-2-2b, 26 layers x 16,384 features, K = 64, one H200. Every figure is a PREDICTION.\n")
     print(
         "| run | tokens | PFLOP | model s | encode s | decode, gradients s | Adam s | closed form s | GPU-hours |"

@@ -109,11 +109,7 @@ SWEEPS = {"width": width, "distance": distance, "sae": sae, "inputs": inputs}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks sweeps",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("sweeps", __doc__)
     parser.add_argument("sweep", choices=SWEEPS)
     parser.add_argument("--data", type=Path, default=record.DATA)
     parser.add_argument(

@@ -7,7 +7,6 @@ gradients, clipping, Adam, dead features), theirs is dense eager PyTorch (linear
 autograd, clipping, Adam). Exits with 1 below the target of 2.5 times.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -68,11 +67,7 @@ def plain(transcoders: list[Transcoder], block: Block) -> Callable[[], Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("throughput", __doc__)
     parser.add_argument("--tokens", type=int, default=1024, help="in one update")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

@@ -87,9 +87,7 @@ def launch(options: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks wide", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("wide", __doc__)
     parser.add_argument("--features", type=int, default=2**20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)

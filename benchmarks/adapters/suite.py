@@ -17,7 +17,6 @@ training.
 `python -m benchmarks report` writes the tables of docs/adapters.md.
 """
 
-import argparse
 import random
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -211,11 +210,7 @@ def word_orders(documents: list[str], n: int, *, words: int = 10, before: int = 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks adapters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("adapters", __doc__)
     parser.add_argument("--data", type=Path, default=record.DATA, help="models/stories260K and pubmedqa")
     parser.add_argument("--pair", choices=PAIRS, action="append", help="only this pair (repeatable)")
     parser.add_argument("--seeds", type=int, default=3)

@@ -7,7 +7,6 @@ Prints where the time goes beside what the counted operations take at the measur
 circuit-tracer's algorithm for the same rows in the same process. Exits with 1 if a target is missed.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -164,11 +163,7 @@ def judge(row: dict[str, Any]) -> list[Verdict]:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks attribution gpu",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = record.parser("attribution gpu", __doc__)
     parser.add_argument("--rehearse", action="store_true", help="a toy model on the CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)

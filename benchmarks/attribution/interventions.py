@@ -95,11 +95,7 @@ def summary(measured: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[s
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks interventions",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("interventions", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds models/stories260K")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--features", type=int, default=20, help="ablated in each prompt")

@@ -94,11 +94,7 @@ def main(words: list[str]) -> int:
         from . import gpu
 
         return gpu.main(words[1:])
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks attribution",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = record.parser("attribution", __doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

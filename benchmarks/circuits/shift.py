@@ -8,7 +8,6 @@ it is the last token. Models are those of ``fasttc demo``, made where --folder d
 that ``python -m benchmarks circuits --folder`` needs too).
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,11 +73,7 @@ def _range(values: list[float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks shift",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("shift", __doc__)
     parser.add_argument(
         "--folder", type=Path, help="of the models, w0, w1, ...; default: a new one, removed at the end"
     )

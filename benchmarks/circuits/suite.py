@@ -258,11 +258,7 @@ def run(home: CircuitWorld, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks circuits",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = record.parser("circuits", __doc__)
     parser.add_argument("--folder", type=Path, help="of the models; default: a new one, removed at the end")
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts of each kind")
     parser.add_argument("--nodes", type=int, default=10_000, help="of the large graph")

@@ -93,9 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks cpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("cpu", __doc__)
     parser.add_argument("--shape", default=str(TARGET), help="N,D,F,K[,dtype]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing, all competitors together")

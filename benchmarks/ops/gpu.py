@@ -8,7 +8,6 @@ that part alone, and leaves DIR/PART.json and DIR/PART.log, rewritten after ever
 went, which targets are met, and the device's rates. The most telling parts come first. Exits with 1 if one failed.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -101,9 +100,7 @@ def run_part(part: Part, out: Path, device: str, rehearse: bool, seed: int, limi
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("gpu", __doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--only", action="append", choices=[p.name for p in PARTS], help="part, repeatable")
     parser.add_argument("--budget", type=float, help=f"seconds for all parts, {BUDGET:.0f} on a GPU")

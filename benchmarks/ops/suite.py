@@ -7,7 +7,6 @@ Results are compared with a float64 oracle first; a competitor whose result is w
 is wrong.
 """
 
-import argparse
 import contextlib
 import shutil
 import subprocess
@@ -117,9 +116,7 @@ def compare(revision: str, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks ops", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = record.parser("ops", __doc__)
     parser.add_argument("--op", action="append", choices=REGISTRY, help="repeatable; default: all")
     parser.add_argument("--shape", action="append", help="N,D,F,K[,dtype], repeatable")
     known = sorted({name for spec in REGISTRY.values() for name in spec.competitors})

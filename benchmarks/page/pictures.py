@@ -4,7 +4,6 @@ bash benchmarks/circuits/walkthrough.sh DATA OUT      makes what they show, and 
 python -m benchmarks pictures --walkthrough OUT --out docs/images
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fasttc.benchmarks import record
 from fasttc.graph import MergedGraph, load_graph
 from fasttc.report import FeatureFolder, page_data, with_evidence, write_page
 
@@ -129,11 +129,7 @@ def _smaller(png: bytes) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks pictures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = record.parser("pictures", __doc__)
     parser.add_argument("--walkthrough", type=Path, required=True, help="what circuits/walkthrough.sh wrote")
     parser.add_argument("--only", help="just the picture of this name")
     parser.add_argument("--out", type=Path, required=True)
